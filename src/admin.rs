@@ -1,0 +1,1 @@
+//! What a running node tells, over HTTP on a unix socket or a TCP port.

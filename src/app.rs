@@ -1,0 +1,296 @@
+//! What a backend offers: its applications and their state.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{AppName, DomainPattern, PathPrefix, Port, Weight};
+
+/// The most applications one node may offer.
+pub const APPS_MAX: usize = 256;
+/// The most domains one node may name, over all its applications.
+pub const DOMAINS_MAX: usize = 1024;
+/// The most bytes that an encoded offer may take.
+pub const OFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// How a backend is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1 in clear text.
+    Http,
+    /// HTTP/1.1 over TLS.
+    Https,
+    /// HTTP/2 in clear text, with prior knowledge.
+    H2c,
+    /// Bytes, connection by connection.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// What a listen port is opened as. Two offers share a port only within one transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// Requests, routed by host and path.
+    Http,
+    /// Connections, routed by port alone.
+    Tcp,
+    /// Datagram flows, routed by port alone.
+    Udp,
+}
+
+impl Protocol {
+    /// All of them, in the order in which people list them.
+    pub const ALL: [Self; 5] = [Self::Http, Self::Https, Self::H2c, Self::Tcp, Self::Udp];
+
+    /// The word for it in configurations.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::H2c => "h2c",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// What the balancer's listen port is opened as.
+    #[must_use]
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::Http | Self::Https | Self::H2c => Transport::Http,
+            Self::Tcp => Transport::Tcp,
+            Self::Udp => Transport::Udp,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|protocol| protocol.as_str() == text)
+            .ok_or_else(|| format!("protocol {text:?} is not known: use http, https, h2c, tcp or udp"))
+    }
+}
+
+/// How a balancer chooses among the backends of a pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// In turn, smoothly by weight.
+    #[default]
+    RoundRobin,
+    /// At random, by weight.
+    Random,
+    /// The fewest open requests or connections for its weight.
+    LeastConnections,
+    /// The less loaded of two chosen at random.
+    TwoChoices,
+    /// Always the same backend for a client's address, as long as it is there.
+    Hash,
+}
+
+impl PolicyName {
+    /// The word for it in configurations.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::LeastConnections => "least-connections",
+            Self::TwoChoices => "two-choices",
+            Self::Hash => "hash",
+        }
+    }
+}
+
+/// One application as its backend advertises it.
+///
+/// `Ord` and `Eq` go over all fields: two applications of one name that differ in anything are two.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct App {
+    /// Its name, unique among the applications of one node.
+    pub name: AppName,
+    /// How the backend is spoken to.
+    pub protocol: Protocol,
+    /// The port at which the backend serves it, at the node's advertised address.
+    pub port: Port,
+    /// The port at which balancers serve it.
+    pub listen: Port,
+    /// The hosts it is for, sorted and each once; none: any host. Empty for `tcp` and `udp`.
+    pub domains: Vec<DomainPattern>,
+    /// The path prefix it is for; `/` for `tcp` and `udp`.
+    pub path: PathPrefix,
+    /// Its share of the pool.
+    pub weight: Weight,
+    /// How to choose among its backends; none: the balancer's own default.
+    pub policy: Option<PolicyName>,
+}
+
+/// Where a backend is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppState {
+    /// Not yet serving: its application does not answer.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Finishes what it has; takes nothing new.
+    Draining,
+}
+
+/// Everything one node offers. A balancer offers nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The applications with their states, sorted by application.
+    pub apps: Vec<(App, AppState)>,
+}
+
+/// Which limit an offer breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OfferError {
+    /// More than [`APPS_MAX`] applications.
+    #[error("a node offers at most {APPS_MAX} applications, these are {0}: split them over two nodes")]
+    Apps(usize),
+    /// More than [`DOMAINS_MAX`] domains.
+    #[error("a node offers at most {DOMAINS_MAX} domains, these are {0}: use a wildcard or split them over two nodes")]
+    Domains(usize),
+    /// More than [`OFFER_BYTES_MAX`] bytes.
+    #[error("a node's offer takes at most {OFFER_BYTES_MAX} bytes, this one takes {0}: use fewer or shorter domains")]
+    Bytes(usize),
+    /// Two applications that cannot stand side by side.
+    #[error("applications {0} and {1} have one name")]
+    SameName(AppName, AppName),
+}
+
+impl Offer {
+    /// Checks what one node may offer. Call it before advertising, and on every offer that arrives.
+    ///
+    /// # Errors
+    /// The first limit that is broken.
+    pub fn check(&self) -> Result<(), OfferError> {
+        let domains = self.apps.iter().map(|(app, _)| app.domains.len()).sum();
+        if self.apps.len() > APPS_MAX {
+            return Err(OfferError::Apps(self.apps.len()));
+        }
+        if domains > DOMAINS_MAX {
+            return Err(OfferError::Domains(domains));
+        }
+        let bytes = self.encode().len();
+        if bytes > OFFER_BYTES_MAX {
+            return Err(OfferError::Bytes(bytes));
+        }
+        let mut names: Vec<&AppName> = self.apps.iter().map(|(app, _)| &app.name).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(OfferError::SameName(pair[0].clone(), pair[1].clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes that travel (postcard).
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        // Vectors, strings and numbers only: postcard has no way to fail on them.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    /// Reads bytes that travelled, and checks them.
+    ///
+    /// # Errors
+    /// A sentence that says what does not fit; the bytes are to be dropped and counted.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() > OFFER_BYTES_MAX {
+            return Err(OfferError::Bytes(bytes.len()).to_string());
+        }
+        let (mut offer, rest): (Self, _) =
+            postcard::take_from_bytes(bytes).map_err(|error| format!("not an offer: {error}"))?;
+        if !rest.is_empty() {
+            return Err("not an offer: bytes left over".to_owned());
+        }
+        for (app, _) in &mut offer.apps {
+            app.normalize();
+        }
+        offer.apps.sort();
+        offer.check().map_err(|error| error.to_string())?;
+        Ok(offer)
+    }
+}
+
+impl App {
+    /// Sorts the domains and drops doubles; takes away what has no meaning for the transport.
+    pub fn normalize(&mut self) {
+        if self.protocol.transport() == Transport::Http {
+            self.domains.sort_unstable();
+            self.domains.dedup();
+        } else {
+            self.domains.clear();
+            self.path = PathPrefix::root();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(name: &str) -> App {
+        App {
+            name: name.parse().unwrap(),
+            protocol: Protocol::Http,
+            port: Port::new(8080).unwrap(),
+            listen: Port::new(80).unwrap(),
+            domains: vec!["example.com".parse().unwrap()],
+            path: PathPrefix::root(),
+            weight: Weight::default(),
+            policy: None,
+        }
+    }
+
+    #[test]
+    fn an_offer_survives_the_journey() {
+        let offer = Offer { apps: vec![(app("a"), AppState::Ready), (app("b"), AppState::Starting)] };
+        assert_eq!(Offer::decode(&offer.encode()).unwrap(), offer);
+    }
+
+    #[test]
+    fn every_strict_prefix_of_an_offer_is_refused() {
+        let bytes = Offer { apps: vec![(app("a"), AppState::Ready)] }.encode();
+        for length in 0..bytes.len() {
+            assert!(Offer::decode(&bytes[..length]).is_err(), "{length} bytes");
+        }
+        assert!(Offer::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn a_domain_with_a_semicolon_does_not_arrive() {
+        let bytes = Offer { apps: vec![(app("a"), AppState::Ready)] }.encode();
+        let at = bytes.windows(11).position(|w| w == b"example.com").unwrap();
+        let mut evil = bytes;
+        evil[at + 7] = b';';
+        assert!(Offer::decode(&evil).is_err());
+    }
+
+    #[test]
+    fn limits_are_named() {
+        let many =
+            |count: usize| Offer { apps: (0..count).map(|i| (app(&format!("a{i}")), AppState::Ready)).collect() };
+        assert_eq!(many(APPS_MAX).check(), Ok(()));
+        assert_eq!(many(APPS_MAX + 1).check(), Err(OfferError::Apps(APPS_MAX + 1)));
+        let mut wide = app("wide");
+        wide.domains = (0..=DOMAINS_MAX).map(|i| format!("d{i}.example.com").parse().unwrap()).collect();
+        let offer = Offer { apps: vec![(wide, AppState::Ready)] };
+        assert_eq!(offer.check(), Err(OfferError::Domains(DOMAINS_MAX + 1)));
+    }
+}

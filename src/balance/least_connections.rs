@@ -1,0 +1,49 @@
+//! The fewest open requests or connections for its weight; among equals, in turn.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::round_robin::RoundRobin;
+use crate::pool::Backend;
+
+pub(super) fn pick(backends: &[Arc<Backend>], turns: &RoundRobin, tried: &[SocketAddr]) -> Option<usize> {
+    let turn = turns.take().filter(|at| *at < backends.len())?;
+    (turn..backends.len())
+        .chain(0..turn)
+        .filter(|at| !tried.contains(&backends[*at].address))
+        .min_by(|a, b| load(&backends[*a]).cmp(&load(&backends[*b])))
+}
+
+/// Open uses for each unit of weight, scaled to stay whole. The first of equals wins `min_by`.
+fn load(backend: &Backend) -> u64 {
+    u64::from(backend.load.active.load(Ordering::Relaxed)) * 1_000_000 / u64::from(backend.weight.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::app::PolicyName;
+    use crate::balance::Balancer;
+    use crate::balance::tests::backend;
+    use crate::pool::Lease;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_idle_one_is_chosen_and_load_counts_by_weight() {
+        let client = SocketAddr::from(([1, 1, 1, 1], 1));
+        let backends = [backend(1, 100), backend(2, 200)];
+        let balancer = Balancer::new(PolicyName::LeastConnections, &backends);
+        let mut held = Vec::new();
+        for _ in 0..30 {
+            let at = balancer.pick(&backends, client, &[]).unwrap();
+            held.push(Lease::new(Arc::clone(&backends[at])));
+        }
+        let to_second = held.iter().filter(|lease| Arc::ptr_eq(lease.backend(), &backends[1])).count();
+        assert_eq!(to_second, 20);
+        held.retain(|lease| Arc::ptr_eq(lease.backend(), &backends[1]));
+        for _ in 0..5 {
+            assert_eq!(balancer.pick(&backends, client, &[]), Some(0));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A backend's own applications: does each answer?

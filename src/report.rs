@@ -1,0 +1,193 @@
+//! What rooms tell about themselves: counters, and states that a person may ask for.
+//!
+//! A leaf, so that `admin` can show every room without knowing any of them.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crate::app::{App, AppState, Transport};
+use crate::name::Port;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Counts `more`.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// How many so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What `gossip` counts.
+#[derive(Debug, Default)]
+pub struct GossipCounters {
+    /// Datagrams that arrived, opened or not.
+    pub datagrams_received: Counter,
+    /// Datagrams sent.
+    pub datagrams_sent: Counter,
+    /// Bytes of datagrams sent, without IP and UDP headers.
+    pub bytes_sent: Counter,
+    /// Dropped: too short, too long, or not an envelope of a known version.
+    pub dropped_malformed: Counter,
+    /// Dropped: sealed with a key that is not ours (or for another cluster), or damaged.
+    pub dropped_unauthenticated: Counter,
+    /// Dropped: seen before, or older than the window.
+    pub dropped_replayed: Counter,
+    /// Dropped: well sealed, but not a message of ours; or one that a quota refused.
+    pub dropped_invalid: Counter,
+    /// Offers fetched over TCP because they do not fit a datagram.
+    pub offers_pulled: Counter,
+    /// Such fetches that failed; they are tried again.
+    pub offer_pulls_failed: Counter,
+}
+
+/// What `seed` counts.
+#[derive(Debug, Default)]
+pub struct SeedCounters {
+    /// Lists read from a store.
+    pub reads: Counter,
+    /// Reads that failed.
+    pub read_failures: Counter,
+    /// Objects written.
+    pub writes: Counter,
+    /// Writes that failed.
+    pub write_failures: Counter,
+    /// Objects that made no sense and were passed over.
+    pub invalid_objects: Counter,
+}
+
+/// What `proxy` counts.
+#[derive(Debug, Default)]
+pub struct ProxyCounters {
+    /// Client connections accepted.
+    pub connections: Counter,
+    /// Client connections ended.
+    pub connections_closed: Counter,
+    /// Accepts that failed (no file descriptors left, for one).
+    pub accept_failures: Counter,
+    /// Client connections closed because the pool was empty (TCP).
+    pub empty_pool: Counter,
+    /// HTTP requests taken.
+    pub requests: Counter,
+    /// HTTP responses by class: index 1 to 5 for 1xx to 5xx, whoever made them.
+    pub responses: [Counter; 6],
+    /// 404 of our own: no route for the host and path.
+    pub no_route: Counter,
+    /// 503 of our own: a route without a backend.
+    pub no_backend: Counter,
+    /// 502 of our own: no backend could be reached or understood.
+    pub bad_gateway: Counter,
+    /// 504 of our own: a backend took too long.
+    pub gateway_timeout: Counter,
+    /// Attempts that were made again on another backend.
+    pub retries: Counter,
+    /// Connects to backends that failed.
+    pub connect_failures: Counter,
+    /// Connections that were ended because their backend was gone.
+    pub killed: Counter,
+    /// Connections and responses that failed on the backend's side after they had begun.
+    pub broken: Counter,
+    /// Bytes from clients to backends, TCP applications.
+    pub bytes_in: Counter,
+    /// Bytes from backends to clients, TCP applications.
+    pub bytes_out: Counter,
+}
+
+/// What `generate` counts.
+#[derive(Debug, Default)]
+pub struct GenerateCounters {
+    /// Renders.
+    pub renders: Counter,
+    /// Files written (a render that changes nothing writes nothing).
+    pub writes: Counter,
+    /// Reloads that succeeded.
+    pub reloads: Counter,
+    /// Renders, checks, writes and reloads that failed.
+    pub failures: Counter,
+}
+
+/// How one seed store does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreReport {
+    /// The store, as configured, without secrets.
+    pub url: String,
+    /// When it last answered.
+    pub last_ok: Option<SystemTime>,
+    /// What went wrong the last time, if it did.
+    pub error: Option<String>,
+    /// How many seeds it held the last time it answered.
+    pub seeds: usize,
+}
+
+/// How the search for other nodes goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SeedReport {
+    /// Each configured store.
+    pub stores: Vec<StoreReport>,
+}
+
+/// What this node heard from one seed address while it was alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContactReport {
+    /// The seed's address.
+    pub address: SocketAddr,
+    /// What came of it, in words for a person.
+    pub outcome: String,
+}
+
+/// Whether this node is with others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JoinReport {
+    /// Whether no other member is known to be there.
+    pub alone: bool,
+    /// While alone: what became of the seeds that were tried.
+    pub contacts: Vec<ContactReport>,
+}
+
+/// One listen port of the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenReport {
+    /// The port.
+    pub port: Port,
+    /// What it is opened as.
+    pub transport: Transport,
+    /// Where it is open.
+    pub addresses: Vec<SocketAddr>,
+    /// Why it is not, or not everywhere.
+    pub error: Option<String>,
+}
+
+/// How generating goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GenerateReport {
+    /// The file that is written.
+    pub target: String,
+    /// When its content was last known to be right and in use.
+    pub last_ok: Option<SystemTime>,
+    /// Why the newest state is not in use, if it is not; the last good file stands.
+    pub error: Option<String>,
+}
+
+/// One application of this backend, with its health as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalAppReport {
+    /// The application.
+    pub app: App,
+    /// Its state, as offered.
+    pub state: AppState,
+    /// Why it is not ready, if it is not.
+    pub reason: Option<String>,
+}

@@ -1,0 +1,1 @@
+//! Where nodes find each other: seed stores.
