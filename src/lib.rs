@@ -9,6 +9,7 @@ pub mod demo;
 pub mod generate;
 pub mod gossip;
 pub mod health;
+pub mod log;
 pub mod member;
 pub mod name;
 pub mod node;
