@@ -1,4 +1,5 @@
 //! scrimp: a self-discovering load balancer.
+pub mod address;
 pub mod admin;
 pub mod app;
 pub mod balance;
