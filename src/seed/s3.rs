@@ -1,0 +1,403 @@
+//! An S3 bucket, Amazon's or compatible, as a seed store.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
+};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::Object;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::url::S3Url;
+use super::{
+    InvalidObject, Listing, OBJECT_BYTES_MAX, OBJECTS_MAX, SeedError, SeedErrorKind, SeedObject, file_name_of, node_of,
+};
+use crate::name::{ClusterName, NodeName};
+
+/// Pages of up to 1,000 keys looked at in one read: a prefix of ours holds a handful of keys.
+const PAGES_MAX: usize = 4;
+/// Objects fetched at the same time.
+const FETCHES_MAX: usize = 8;
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+const OPERATION_LIMIT: Duration = Duration::from_secs(5);
+
+/// A bucket's prefix.
+#[derive(Debug)]
+pub struct S3Store {
+    place: Place,
+    /// Built at the first use; a failure (no region found) is not kept, so the next use tries again.
+    bucket: OnceCell<Arc<Bucket>>,
+    /// What was read last: an object whose tag is the same is not fetched again.
+    known: Mutex<HashMap<NodeName, Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    tag: String,
+    object: Result<SeedObject, String>,
+}
+
+impl S3Store {
+    pub(super) fn new(url: S3Url, cluster: &ClusterName) -> Self {
+        let parts = [url.prefix.as_str(), "clusters", cluster.as_str(), "seeds", ""];
+        let folder = parts.into_iter().skip_while(|part| part.is_empty()).collect::<Vec<_>>().join("/");
+        Self { place: Place { url, folder }, bucket: OnceCell::new(), known: Mutex::default() }
+    }
+
+    pub(super) async fn list(&self) -> Result<Listing, SeedError> {
+        let bucket = self.bucket().await?;
+        let mut listing = Listing::default();
+        let mut candidates = Vec::new();
+        for object in bucket.keys().await? {
+            let key = object.key.unwrap_or_default();
+            let name = key.strip_prefix(&self.place.folder).unwrap_or_default();
+            match node_of(name) {
+                Some(node) if object.size.is_some_and(|size| size <= OBJECT_BYTES_MAX as i64) => {
+                    candidates.push((node, object.e_tag.unwrap_or_default()));
+                }
+                Some(_) => listing.invalid.push(InvalidObject::new(name, "larger than 64 KiB")),
+                // The folder itself, as some tools write it.
+                None if name.is_empty() => {}
+                None => listing.invalid.push(InvalidObject::new(name, "not a seed object")),
+            }
+        }
+        candidates.truncate(OBJECTS_MAX);
+        let objects = self.contents(bucket, candidates).await?;
+        for (node, known) in &objects {
+            match &known.object {
+                Ok(object) => listing.objects.push(object.clone()),
+                Err(problem) => listing.invalid.push(InvalidObject::new(&file_name_of(node), problem)),
+            }
+        }
+        *self.lock_known() = objects;
+        Ok(listing)
+    }
+
+    pub(super) async fn read(&self, node: &NodeName) -> Result<Option<Result<SeedObject, String>>, SeedError> {
+        self.bucket().await?.fetch(node).await
+    }
+
+    pub(super) async fn write(&self, node: &NodeName, bytes: Vec<u8>) -> Result<(), SeedError> {
+        self.bucket().await?.write(node, bytes).await
+    }
+
+    pub(super) async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
+        self.bucket().await?.remove(node).await
+    }
+
+    /// The content of the objects, fetched unless it is known. One that cannot be read is left out; if none can, the
+    /// reason is the answer.
+    async fn contents(
+        &self,
+        bucket: &Arc<Bucket>,
+        candidates: Vec<(NodeName, String)>,
+    ) -> Result<HashMap<NodeName, Known>, SeedError> {
+        let mut contents = HashMap::new();
+        let mut missing = Vec::new();
+        for (node, tag) in candidates {
+            match self.lock_known().get(&node).filter(|known| !tag.is_empty() && known.tag == tag) {
+                Some(known) => drop(contents.insert(node, known.clone())),
+                None => missing.push((node, tag)),
+            }
+        }
+        let mut failure = None;
+        for batch in missing.chunks(FETCHES_MAX) {
+            for (node, tag, fetched) in fetch_all(bucket, batch).await {
+                match fetched {
+                    Ok(Some(object)) => drop(contents.insert(node, Known { tag, object })),
+                    Ok(None) => {}
+                    Err(error) => failure = Some(error),
+                }
+            }
+        }
+        match failure {
+            Some(failure) if contents.is_empty() => Err(failure),
+            _ => Ok(contents),
+        }
+    }
+
+    fn lock_known(&self) -> MutexGuard<'_, HashMap<NodeName, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn bucket(&self) -> Result<&Arc<Bucket>, SeedError> {
+        let build = async || Bucket::open(self.place.clone()).await.map(Arc::new);
+        self.bucket.get_or_try_init(build).await
+    }
+}
+
+type Fetched = Result<Option<Result<SeedObject, String>>, SeedError>;
+
+async fn fetch_all(bucket: &Arc<Bucket>, batch: &[(NodeName, String)]) -> Vec<(NodeName, String, Fetched)> {
+    let mut fetches = JoinSet::new();
+    for (node, tag) in batch.iter().cloned() {
+        let bucket = Arc::clone(bucket);
+        fetches.spawn(async move {
+            let fetched = bucket.fetch(&node).await;
+            (node, tag, fetched)
+        });
+    }
+    fetches.join_all().await
+}
+
+/// Which bucket, and where in it.
+#[derive(Debug, Clone)]
+struct Place {
+    url: S3Url,
+    /// The key before a file name, with a slash at its end.
+    folder: String,
+}
+
+/// A bucket with a client to speak to it.
+#[derive(Debug)]
+struct Bucket {
+    place: Place,
+    client: Client,
+}
+
+impl Bucket {
+    async fn open(place: Place) -> Result<Self, SeedError> {
+        let url = &place.url;
+        let http = http_client(url.endpoint.as_deref());
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http.clone())
+            .timeout_config(time_limits())
+            .retry_config(RetryConfig::standard().with_max_attempts(2).with_initial_backoff(Duration::from_millis(200)))
+            // Objects are small and reading one has a limit of its own.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        if let Some(profile) = &url.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(file) = &url.credentials {
+            loader = loader.credentials_provider(credentials_file(file, url.profile.as_deref(), http));
+        }
+        // A store with an address of its own rarely cares; asking a cloud's metadata for it would take seconds.
+        let region = url.region.clone().or_else(|| url.endpoint.as_ref().map(|_| "us-east-1".to_owned()));
+        if let Some(region) = region {
+            loader = loader.region(Region::new(region));
+        }
+        let shared = loader.load().await;
+        if shared.region().is_none() {
+            return Err(SeedError::new(
+                SeedErrorKind::Settings,
+                format_args!("{url}: the region is not known; add ?region=REGION, or set AWS_REGION"),
+            ));
+        }
+        let mut config = aws_sdk_s3::config::Builder::from(&shared)
+            .disable_s3_express_session_auth(true)
+            // Older compatible stores refuse the checksums that Amazon's has by default.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            // Compatible stores seldom have a host name for each bucket.
+            .force_path_style(url.endpoint.is_some() || shared.endpoint_url().is_some());
+        config.set_endpoint_url(url.endpoint.clone().or_else(|| shared.endpoint_url().map(str::to_owned)));
+        Ok(Self { client: Client::from_conf(config.build()), place })
+    }
+
+    fn key(&self, node: &NodeName) -> String {
+        format!("{}{}", self.place.folder, file_name_of(node))
+    }
+
+    /// The keys below our folder, freshest first.
+    async fn keys(&self) -> Result<Vec<Object>, SeedError> {
+        let mut keys = Vec::new();
+        let mut next = None;
+        for _ in 0..PAGES_MAX {
+            let page = self.client.list_objects_v2().bucket(&self.place.url.bucket).prefix(&self.place.folder);
+            let page = page.set_continuation_token(next.take()).send().await;
+            let page = page.map_err(|error| self.place.explain("list", &error))?;
+            keys.extend(page.contents.unwrap_or_default());
+            next = page.next_continuation_token;
+            if next.is_none() {
+                break;
+            }
+        }
+        let written = |object: &Object| object.last_modified.map(|time| (time.secs(), time.subsec_nanos()));
+        keys.sort_by_key(|object| Reverse(written(object)));
+        Ok(keys)
+    }
+
+    async fn fetch(&self, node: &NodeName) -> Fetched {
+        let answer = match self.client.get_object().bucket(&self.place.url.bucket).key(self.key(node)).send().await {
+            Ok(answer) => answer,
+            Err(error) if error.code() == Some("NoSuchKey") => return Ok(None),
+            Err(error) => return Err(self.place.explain("read", &error)),
+        };
+        match timeout(OPERATION_LIMIT, read_body(answer.body)).await {
+            Ok(Ok(bytes)) => Ok(Some(SeedObject::read(node, &bytes))),
+            Ok(Err(error)) => Err(self.place.error(SeedErrorKind::Failing, &format!("broke off an answer: {error}"))),
+            Err(_) => Err(SeedError::slow(OPERATION_LIMIT)),
+        }
+    }
+
+    async fn write(&self, node: &NodeName, bytes: Vec<u8>) -> Result<(), SeedError> {
+        let write = self.client.put_object().bucket(&self.place.url.bucket).key(self.key(node));
+        let write = write.content_type("application/json").body(ByteStream::from(bytes));
+        write.send().await.map(drop).map_err(|error| self.place.explain("write", &error))
+    }
+
+    async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
+        match self.client.delete_object().bucket(&self.place.url.bucket).key(self.key(node)).send().await {
+            Err(error) if error.code() != Some("NoSuchKey") => Err(self.place.explain("remove", &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Plain `http://` needs no certificates: the machine's are only read for a store that is spoken to by TLS.
+fn http_client(endpoint: Option<&str>) -> SharedHttpClient {
+    let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let provider = Provider::Rustls(CryptoMode::AwsLc);
+    let client = aws_smithy_http_client::Builder::new().tls_provider(provider);
+    let trust = TlsContext::builder().with_trust_store(TrustStore::empty().with_native_roots(!is_plain)).build();
+    match trust {
+        Ok(trust) => client.tls_context(trust).build_https(),
+        Err(_) => client.build_https(),
+    }
+}
+
+fn time_limits() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .operation_attempt_timeout(ATTEMPT_LIMIT)
+        .operation_timeout(OPERATION_LIMIT)
+        .build()
+}
+
+// The names these types moved to are in a crate that is no dependency of ours for anything else.
+#[allow(deprecated)]
+fn credentials_file(file: &Path, profile: Option<&str>, http: SharedHttpClient) -> ProfileFileCredentialsProvider {
+    use aws_config::profile::profile_file::{ProfileFileKind, ProfileFiles};
+    let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
+    let settings = ProviderConfig::without_region().with_http_client(http);
+    let provider = ProfileFileCredentialsProvider::builder().configure(&settings).profile_files(files);
+    provider.profile_name(profile.unwrap_or("default")).build()
+}
+
+async fn read_body(mut body: ByteStream) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.next().await {
+        bytes.extend_from_slice(&chunk.map_err(|error| error.to_string())?);
+        if bytes.len() > OBJECT_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+impl Place {
+    /// What an error of the SDK means for a person.
+    fn explain<E>(&self, act: &str, error: &SdkError<E>) -> SeedError
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        match error {
+            SdkError::ServiceError(answer) if !answer.raw().status().is_success() => self.explain_answer(act, error),
+            SdkError::ServiceError(_) | SdkError::ResponseError(_) => self.error(
+                SeedErrorKind::Settings,
+                "gave an answer that is not S3's; check the endpoint, and what stands between it and this machine",
+            ),
+            _ => self.explain_silence(act, error),
+        }
+    }
+
+    /// The store answered, with an error.
+    fn explain_answer<E: ProvideErrorMetadata>(&self, act: &str, error: &SdkError<E>) -> SeedError {
+        let answer = error.raw_response();
+        let status = answer.map_or(0, |answer| answer.status().as_u16());
+        let said =
+            format!("{} ({status}: {})", error.code().unwrap_or("error"), error.message().unwrap_or("no reason"));
+        let bucket = &self.url.bucket;
+        match (error.code().unwrap_or_default(), status) {
+            ("NoSuchBucket", _) => self.error(
+                SeedErrorKind::Missing,
+                &format!("has no bucket {bucket}; create it, or correct its name; {said}"),
+            ),
+            ("RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture", _) => self.error(
+                SeedErrorKind::Clock,
+                &format!("says that the clocks differ; set this machine's clock (is NTP running?); {said}"),
+            ),
+            (
+                "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "InvalidToken"
+                | "ExpiredToken"
+                | "TokenRefreshRequired",
+                _,
+            ) => self.error(SeedErrorKind::Forbidden, &format!("refused the credentials; replace them; {said}")),
+            ("AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException", _)
+            | (_, 301) => {
+                let region = answer.and_then(|answer| answer.headers().get("x-amz-bucket-region")).unwrap_or("REGION");
+                self.error(
+                    SeedErrorKind::Settings,
+                    &format!("keeps the bucket in another region; write ?region={region}; {said}"),
+                )
+            }
+            (_, 401 | 403) => self.error(SeedErrorKind::Forbidden, &self.forbidden(act, &said)),
+            _ => self.error(SeedErrorKind::Failing, &format!("failed to {act}; it is tried again; {said}")),
+        }
+    }
+
+    fn forbidden(&self, act: &str, said: &str) -> String {
+        let S3Url { bucket, prefix, .. } = &self.url;
+        let below = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        let hint = if act == "read" { "; without s3:ListBucket even an absent object is refused" } else { "" };
+        format!(
+            "refused to {act}: give this machine s3:ListBucket on arn:aws:s3:::{bucket} and s3:GetObject (a balancer              also s3:PutObject and s3:DeleteObject) on arn:aws:s3:::{bucket}/{below}clusters/*{hint}; {said}"
+        )
+    }
+
+    /// The store did not answer: it was not found, not reached, too slow, or never asked.
+    fn explain_silence<E: Error + 'static>(&self, act: &str, error: &SdkError<E>) -> SeedError {
+        let chain = DisplayErrorContext(error).to_string().to_ascii_lowercase();
+        let cause = root_cause(error);
+        if chain.contains("credentials") || chain.contains("no identity") {
+            let remedy = "give this machine a role, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,                           or name a file: ?credentials=/etc/scrimp/s3.credentials";
+            let problem = format!("was not asked: no credentials were found; {remedy}; {cause}");
+            return self.error(SeedErrorKind::NoCredentials, &problem);
+        }
+        let is_timeout = matches!(error, SdkError::TimeoutError(_))
+            || matches!(error, SdkError::DispatchFailure(failure) if failure.is_timeout());
+        if is_timeout && !chain.contains("connect") {
+            return self.error(SeedErrorKind::Slow, &format!("took too long to {act}; it is tried again; {cause}"));
+        }
+        let certificate = if chain.contains("certificate") {
+            "; the certificate does not convince: check this machine's clock and its ca-certificates"
+        } else {
+            ""
+        };
+        let problem = format!("cannot be reached; check its address, the DNS and the network{certificate}; {cause}");
+        self.error(SeedErrorKind::Unreachable, &problem)
+    }
+
+    fn error(&self, kind: SeedErrorKind, problem: &str) -> SeedError {
+        let store = self.url.endpoint.as_deref().map_or("S3", |endpoint| endpoint);
+        SeedError::new(kind, format_args!("{store} {problem}"))
+    }
+}
+
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
