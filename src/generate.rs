@@ -1,6 +1,39 @@
 //! Renders the configuration of another balancer (nginx) and has it reloaded.
+//!
+//! Pools become a [`Model`], the model becomes text, and the text is brought into use by
+//! [`apply`]: judged, swapped in, checked, reloaded. On any failure the old file stays byte for byte, the reason is in
+//! the report, and it is tried again: at each change, and by itself with growing pauses.
+//!
+//! Changes are gathered for a tenth of a second, and a storm of them costs about one reload a second ([`pace`]).
 
+pub mod apply;
+pub mod certificate;
+pub mod model;
+pub mod nginx;
+pub mod observe;
+pub mod pace;
+pub mod program;
+pub mod target;
+pub mod template;
+
+use std::net::{Ipv6Addr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::pool::Pools;
+use crate::report::{GenerateCounters, GenerateReport};
+
+use apply::{Apply, Outcome};
+use certificate::CertificateNames;
+use model::Environment;
+use pace::Pace;
+
+pub use model::Model;
+pub use template::{Template, TemplateError};
 
 /// Settings of generate mode (`[lb.generate]`, and `[[lb.certificate]]` for its TLS paths).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,11 +42,13 @@ pub struct Config {
     pub template: TemplateSource,
     /// The file to write.
     pub target: PathBuf,
-    /// The command that judges the configuration; none: the template's own.
+    /// The command that judges the configuration, with the new file in place; none: the template's own (a template
+    /// of the user's has none). Where it holds `{candidate}`, it is asked before that too, about the new file under
+    /// that path. An empty list: nothing is asked.
     pub check: Option<Vec<String>>,
-    /// The command that has it reloaded; none: the template's own.
+    /// The command that has it reloaded; none: the template's own. An empty list: nothing is reloaded.
     pub reload: Option<Vec<String>>,
-    /// Certificates, in order of preference.
+    /// Certificates, in order of preference. With any, HTTP ports other than 80 speak TLS.
     pub certificates: Vec<Certificate>,
 }
 
@@ -24,7 +59,7 @@ pub enum TemplateSource {
     Nginx,
     /// `nginx-stream`: servers for TCP and UDP applications, to be included in nginx's `stream` block.
     NginxStream,
-    /// A Tera template of the user's.
+    /// A Tera template of the user's. The comment at the top of `templates/nginx.conf.tera` lists what it gets.
     File(PathBuf),
 }
 
@@ -35,4 +70,199 @@ pub struct Certificate {
     pub chain: PathBuf,
     /// The leaf's private key.
     pub key: PathBuf,
+}
+
+/// What can go wrong. Every message says where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// In the template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// With the file to write, or its folder.
+    #[error("{0}")]
+    Target(String),
+    /// With a certificate.
+    #[error("{0}")]
+    Certificate(String),
+    /// The check said no, or could not be asked.
+    #[error("{0}")]
+    Check(String),
+    /// The reload failed.
+    #[error("{0}")]
+    Reload(String),
+    /// There is nothing running that could reload. The new file stands.
+    #[error("{0}")]
+    NotRunning(String),
+}
+
+/// How long a file from an earlier run stands while this run knows of no application yet: joining takes a moment,
+/// and a restart of scrimp is no reason to answer 503.
+const START_GRACE: Duration = Duration::from_secs(10);
+/// The pause after a first failure; it doubles with each.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest pause after a failure.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The pause while nginx does not run.
+const RETRY_NOT_RUNNING: Duration = Duration::from_secs(5);
+
+/// Generate mode, ready to run.
+#[derive(Debug)]
+pub struct Generator {
+    config: Config,
+    template: Template,
+    environment: Environment,
+    apply: Apply,
+    counters: Arc<GenerateCounters>,
+}
+
+impl Generator {
+    /// Loads the template and the certificates' names. Nothing is touched yet.
+    ///
+    /// # Errors
+    /// The template, a certificate or the target's folder is not as it must be.
+    pub fn new(config: Config, counters: Arc<GenerateCounters>) -> Result<Self, Error> {
+        let environment = Environment {
+            ipv6: TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
+            certificates: config.certificates.iter().map(CertificateNames::load).collect::<Result<_, _>>()?,
+        };
+        Ok(Self {
+            template: Template::load(&config.template)?,
+            apply: Apply::new(&config, Arc::clone(&counters))?,
+            environment,
+            counters,
+            config,
+        })
+    }
+
+    /// The text for `pools`.
+    ///
+    /// # Errors
+    /// The template does not fit these pools.
+    pub fn render(&self, pools: &Pools) -> Result<String, Error> {
+        self.counters.renders.inc();
+        Ok(self.template.render(&Model::new(pools, &self.environment))?)
+    }
+
+    /// Renders for no pools at all, and asks nginx about that and about the configuration that stands. Changes
+    /// nothing that lives.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub async fn check(&self) -> Result<(), Error> {
+        let text = self.render(&Pools::default())?;
+        self.apply.ask(&text).await
+    }
+
+    /// Follows the pools until `shutdown`. The first state is brought into use at once, also when there is no backend
+    /// at all; only a file from an earlier run stands ten seconds more while there is no application yet.
+    pub async fn run(
+        self,
+        pools: watch::Receiver<Arc<Pools>>,
+        report: watch::Sender<Arc<GenerateReport>>,
+        shutdown: CancellationToken,
+    ) {
+        Run::new(self, report).follow(pools, shutdown).await;
+    }
+}
+
+/// The state of one run.
+struct Run {
+    generator: Generator,
+    report: watch::Sender<Arc<GenerateReport>>,
+    pace: Pace,
+    /// When to try again, with or without a change.
+    retry: Option<Instant>,
+    pause: Duration,
+    /// Until when the file of an earlier run is not replaced by one without applications.
+    hold_until: Option<Instant>,
+}
+
+impl Run {
+    fn new(generator: Generator, report: watch::Sender<Arc<GenerateReport>>) -> Self {
+        let target = generator.config.target.display().to_string();
+        report.send_replace(Arc::new(GenerateReport { target, ..GenerateReport::default() }));
+        let now = Instant::now();
+        Self { generator, report, pace: Pace::new(now), retry: Some(now), pause: RETRY_MIN, hold_until: None }
+    }
+
+    async fn follow(mut self, mut pools: watch::Receiver<Arc<Pools>>, shutdown: CancellationToken) {
+        if let Err(error) = self.generator.apply.recover() {
+            self.tell(Err(error));
+        }
+        if self.generator.apply.has_file() {
+            self.hold_until = Some(Instant::now() + START_GRACE);
+        }
+        loop {
+            let due = [self.pace.due(), self.retry].into_iter().flatten().min();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = pools.changed() => match changed {
+                    Ok(()) => self.pace.changed(Instant::now()),
+                    Err(_) => return,
+                },
+                () = sleep_until(due) => {
+                    let newest = Arc::clone(&pools.borrow_and_update());
+                    // Never dropped half way: once begun, it is done to its end.
+                    self.turn(&newest).await;
+                }
+            }
+        }
+    }
+
+    async fn turn(&mut self, pools: &Pools) {
+        self.pace.begin();
+        self.retry = self.hold_until.filter(|until| pools.routes.is_empty() && Instant::now() < *until);
+        if self.retry.is_none() {
+            self.hold_until = None;
+            self.bring_into_use(pools).await;
+        }
+    }
+
+    async fn bring_into_use(&mut self, pools: &Pools) {
+        let outcome = match self.generator.render(pools) {
+            Ok(text) => self.generator.apply.apply(&text).await,
+            Err(error) => Err(error),
+        };
+        if outcome != Ok(Outcome::Unchanged) {
+            self.pace.took_turn(Instant::now());
+        }
+        if let Err(error) = &outcome {
+            self.generator.counters.failures.inc();
+            let pause = if matches!(error, Error::NotRunning(_)) { RETRY_NOT_RUNNING } else { self.pause };
+            self.retry = Some(Instant::now() + pause);
+            self.pause = (self.pause * 2).min(RETRY_MAX);
+        } else {
+            self.pause = RETRY_MIN;
+        }
+        self.tell(outcome);
+    }
+
+    /// Reports, and logs what is new.
+    fn tell(&self, outcome: Result<Outcome, Error>) {
+        let last = Arc::clone(&self.report.borrow());
+        let mut next = GenerateReport { target: last.target.clone(), last_ok: last.last_ok, error: None };
+        match outcome {
+            Ok(outcome) => {
+                next.last_ok = Some(SystemTime::now());
+                if outcome == Outcome::Applied || last.error.is_some() {
+                    tracing::info!(file = %next.target, "generated configuration is in use");
+                }
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if last.error.as_ref() != Some(&reason) {
+                    tracing::warn!(file = %next.target, "generated configuration is not in use: {reason}");
+                }
+                next.error = Some(reason);
+            }
+        }
+        self.report.send_replace(Arc::new(next));
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
 }

@@ -1,0 +1,122 @@
+//! When to apply: soon after a change, but not at every one of a storm. Pure: the time comes from outside.
+
+use std::time::{Duration, Instant};
+
+/// How long after a change the next ones are waited for.
+pub const GATHER: Duration = Duration::from_millis(100);
+/// In how long one more turn comes free.
+pub const TURN: Duration = Duration::from_secs(1);
+/// The most turns that can be saved up.
+const TURNS_MAX: f64 = 2.0;
+
+/// A token bucket of two turns, refilled by one a second. Its second turn is for a change that comes alone: while
+/// changes go on without a pause, it is kept until the bucket is full again, so that a storm of a second
+/// costs two turns, one at its beginning and one for its last state.
+#[derive(Debug)]
+pub struct Pace {
+    turns: f64,
+    counted_at: Instant,
+    first: Option<Instant>,
+    last: Instant,
+}
+
+impl Pace {
+    /// With all turns free and nothing to do.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { turns: TURNS_MAX, counted_at: now, first: None, last: now }
+    }
+
+    /// There is a new state.
+    pub fn changed(&mut self, now: Instant) {
+        self.first.get_or_insert(now);
+        self.last = now;
+    }
+
+    /// When the newest state is to be applied; none: it has been.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        let gathered = self.first? + GATHER;
+        let alone = (self.last + GATHER).max(self.free_at(1.0));
+        let in_a_storm = self.free_at(TURNS_MAX);
+        Some(gathered.max(alone.min(in_a_storm)))
+    }
+
+    /// The newest state is being applied.
+    pub fn begin(&mut self) {
+        self.first = None;
+    }
+
+    /// Applying it took a turn: something was reloaded, or should have been.
+    pub fn took_turn(&mut self, now: Instant) {
+        self.turns = (self.turns_at(now) - 1.0).max(0.0);
+        self.counted_at = now;
+    }
+
+    fn turns_at(&self, now: Instant) -> f64 {
+        let refill = now.saturating_duration_since(self.counted_at).as_secs_f64() / TURN.as_secs_f64();
+        (self.turns + refill).min(TURNS_MAX)
+    }
+
+    fn free_at(&self, turns: f64) -> Instant {
+        self.counted_at + TURN.mul_f64((turns - self.turns).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plays changes at the given milliseconds; when each turn was taken, and what the last change seen was.
+    fn play(changes: &[u64]) -> Vec<(u64, u64)> {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut turns = Vec::new();
+        let mut changes = changes.iter().copied().peekable();
+        let mut seen = 0;
+        for millisecond in 0..20_000 {
+            let now = start + Duration::from_millis(millisecond);
+            while let Some(at) = changes.next_if(|at| *at <= millisecond) {
+                pace.changed(now);
+                seen = at;
+            }
+            if pace.due().is_some_and(|due| due <= now) {
+                pace.begin();
+                pace.took_turn(now);
+                turns.push((millisecond, seen));
+            }
+        }
+        turns
+    }
+
+    #[test]
+    fn a_lone_change_waits_a_tenth_of_a_second() {
+        assert_eq!(play(&[1000]), [(1100, 1000)]);
+        assert_eq!(play(&[1000, 1300]), [(1100, 1000), (1400, 1300)]);
+    }
+
+    #[test]
+    fn five_hundred_changes_in_a_second_take_two_turns_and_the_last_state_is_applied() {
+        let storm: Vec<u64> = (0..500).map(|i| 1000 + i * 2).collect();
+        let turns = play(&storm);
+        assert_eq!(turns.len(), 2, "{turns:?}");
+        assert_eq!(turns.last().unwrap().1, 1998);
+    }
+
+    #[test]
+    fn a_long_storm_takes_one_turn_a_second() {
+        let storm: Vec<u64> = (0..1000).map(|i| 1000 + i * 10).collect();
+        let turns = play(&storm);
+        assert!(turns.len() <= 12, "{turns:?}");
+        assert!(turns.windows(2).all(|pair| pair[1].0 - pair[0].0 <= 1001), "{turns:?}");
+        assert_eq!(turns.last().unwrap().1, 10_990);
+    }
+
+    #[test]
+    fn a_slow_drip_takes_one_turn_a_second_too() {
+        let drip: Vec<u64> = (0..50).map(|i| 1000 + i * 150).collect();
+        let turns = play(&drip);
+        assert!(turns.len() <= 10, "{turns:?}");
+        assert_eq!(turns.last().unwrap().1, 1000 + 49 * 150);
+    }
+}
