@@ -270,10 +270,11 @@ impl Pools {
         build.finish()
     }
 
-    /// Cancels [`Load::gone`] of everything that `next` no longer knows.
+    /// Cancels [`Load::gone`] of everything that `next` no longer knows. What left and came back in between is
+    /// another load at the same address: the old one is gone.
     pub fn cancel_gone(&self, next: &Self) {
         for (key, load) in &self.loads {
-            if !next.loads.contains_key(key) {
+            if !next.loads.get(key).is_some_and(|stays| Arc::ptr_eq(stays, load)) {
                 load.gone.cancel();
             }
         }

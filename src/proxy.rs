@@ -1,7 +1,128 @@
 //! The data path: accepts clients and passes their connections and requests on.
+//!
+//! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
+//! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
+//! nothing but sockets that listen, counters and the pools. `tcp` and `http` say what becomes of a connection.
+//!
+//! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
+//! TLS or HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
+
+mod accept;
+mod body;
+mod client;
+mod dial;
+mod framing;
+mod headers;
+mod http;
+mod listen;
+mod manager;
+mod page;
+mod relay;
+mod tcp;
+mod tunnel;
+mod upstream;
+mod worker;
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::{JoinHandle, available_parallelism};
 use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::pool::Pools;
+use crate::report::{ListenReport, ProxyCounters};
+use accept::Admission;
+
+/// The running proxy. Dropping it ends every connection at once; [`Proxy::drain`] is the polite way.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    listeners: watch::Receiver<Arc<Vec<ListenReport>>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// What the manager and all workers know in common.
+#[derive(Debug)]
+struct Shared {
+    config: ArcSwap<Config>,
+    counters: Arc<ProxyCounters>,
+    admission: Admission,
+    /// Nothing new is accepted, and what is open comes to its end.
+    draining: CancellationToken,
+    /// Everything ends now.
+    stop: CancellationToken,
+}
+
+impl Proxy {
+    /// Starts the workers and the task that follows the pools. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When a worker's thread or runtime cannot be made.
+    pub fn start(
+        config: Config,
+        pools: watch::Receiver<Arc<Pools>>,
+        counters: Arc<ProxyCounters>,
+    ) -> anyhow::Result<Self> {
+        let worker_count = match config.workers {
+            0 => available_parallelism().map_or(1, NonZeroUsize::get),
+            some => some,
+        };
+        let shared = Arc::new(Shared {
+            admission: Admission::new(config.limits.connections),
+            config: ArcSwap::from_pointee(config),
+            counters,
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        });
+        let (manager, outlets) = manager::Manager::new(Arc::clone(&shared), pools);
+        let workers = (0..worker_count)
+            .map(|index| worker::spawn(index, &shared, outlets.pools.clone(), outlets.sockets.clone()))
+            .collect::<anyhow::Result<Vec<_>>>()
+            .context("the proxy's workers do not start")
+            .inspect_err(|_| shared.stop.cancel())?;
+        tokio::spawn(manager.run());
+        Ok(Self { shared, listeners: outlets.reports, workers })
+    }
+
+    /// The listen ports: where they are open, and why not, as they change.
+    #[must_use]
+    pub fn listeners(&self) -> watch::Receiver<Arc<Vec<ListenReport>>> {
+        self.listeners.clone()
+    }
+
+    /// Takes over the settings that may change while running: what becomes of connections whose backend is gone,
+    /// deadlines and limits. What is open keeps the deadlines it began with. Addresses to bind and the number of
+    /// workers stay as they were at the start.
+    pub fn reconfigure(&self, config: Config) {
+        let old = self.shared.config.load_full();
+        self.shared.admission.set_limit(config.limits.connections);
+        self.shared.config.store(Arc::new(Config { bind: old.bind.clone(), workers: old.workers, ..config }));
+    }
+
+    /// Closes the listen ports, lets what is open finish until `deadline` has passed, then ends it. Returns how many
+    /// connections were cut.
+    pub async fn drain(mut self, deadline: Duration) -> usize {
+        self.shared.draining.cancel();
+        let _ = tokio::time::timeout(deadline, self.shared.admission.all_closed()).await;
+        let cut = self.shared.admission.open();
+        self.shared.stop.cancel();
+        let workers = std::mem::take(&mut self.workers);
+        // Threads that end within moments, but a join may not block this runtime.
+        let _ = tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join()))).await;
+        cut
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
 
 /// Settings of the proxy (`[lb]`, `[lb.timeouts]`, `[lb.limits]`).
 #[derive(Debug, Clone)]

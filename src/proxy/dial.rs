@@ -1,0 +1,59 @@
+//! Connecting to a backend.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::Shared;
+use crate::pool::Lease;
+
+/// When a peer that is silent is asked whether it is still there, how often, and how many times.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
+
+/// Connects to the backend of `lease` and counts what goes wrong, as the backend's failure if it is one.
+pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) -> io::Result<TcpStream> {
+    let result = connect(lease.backend().address, deadline).await;
+    if let Err(error) = &result {
+        shared.counters.connect_failures.inc();
+        if !is_ours(error) {
+            lease.failed();
+        }
+    }
+    result
+}
+
+async fn connect(address: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(deadline, TcpStream::connect(address))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    // Where nobody listens, on this machine, a socket can meet itself.
+    if stream.local_addr()? == address {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    tune(&stream);
+    Ok(stream)
+}
+
+/// Small pieces go out at once, and a peer that vanished without a word is found out in the end.
+pub(super) fn tune(stream: &TcpStream) {
+    let (after, every, times) = KEEPALIVE;
+    // Neither is worth losing a connection for.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
+}
+
+/// Makes the close of a connection that broke off a reset, so that its peer cannot take it for the end.
+pub(super) fn reset_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Out of descriptors, ports or memory: this machine's trouble, not the backend's.
+fn is_ours(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const OURS: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| OURS.iter().any(|ours| ours.raw_os_error() == code))
+}

@@ -1,0 +1,81 @@
+//! TCP applications: one client connection, one backend connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use super::dial::{self, reset_on_close};
+use super::relay::{self, End, Outcome};
+use super::{OnRemoval, Shared};
+use crate::pool::{Lease, Pool};
+
+/// Serves one client to its end.
+pub(super) async fn serve(shared: &Shared, client: TcpStream, peer: SocketAddr, pool: Arc<Pool>) {
+    let config = shared.config.load_full();
+    if is_full(&pool, config.limits.app_connections) {
+        reset_on_close(&client);
+        return;
+    }
+    let mut tried = Vec::new();
+    while let Some(lease) = pool.pick(peer, &tried) {
+        if !tried.is_empty() {
+            shared.counters.retries.inc();
+        }
+        let connected = until_gone(shared, &lease, dial::backend(shared, &lease, config.timeouts.connect)).await;
+        match connected {
+            Some(Ok(backend)) => {
+                drop(pool);
+                return pass(shared, &client, &backend, &lease).await;
+            }
+            // It failed, or is gone: there may be others, and nothing was sent.
+            Some(Err(_)) | None => tried.push(lease.backend().address),
+        }
+    }
+    shared.counters.empty_pool.inc();
+}
+
+/// Whether an application has as many uses as it may have. Workers look without a lock, so that at the limit a few
+/// more may slip in.
+pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
+    let active = || pool.backends.iter().map(|backend| u64::from(backend.load.active.load(Ordering::Relaxed))).sum();
+    limit.is_some_and(|limit| u64::from(limit) <= active())
+}
+
+async fn pass(shared: &Shared, client: &TcpStream, backend: &TcpStream, lease: &Lease) {
+    let counters = &shared.counters;
+    let idle = shared.config.load().timeouts.tcp_idle;
+    let client_end = End { stream: client, ahead: Bytes::new(), sent: Some(&counters.bytes_in) };
+    let backend_end = End { stream: backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out) };
+    match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {
+        Some(Outcome::BackendBroke) => {
+            counters.broken.inc();
+            lease.failed();
+        }
+        Some(Outcome::Finished | Outcome::Idle | Outcome::ClientBroke) => {}
+        None => {
+            counters.killed.inc();
+            // What is cut must not look finished.
+            reset_on_close(client);
+            reset_on_close(backend);
+        }
+    }
+}
+
+/// Runs `work` to its end, or until its backend is gone and connections of gone backends are to be ended: none.
+/// A cancelled token stays cancelled, so there is no moment at which a removal could be missed.
+pub(super) async fn until_gone<T>(shared: &Shared, lease: &Lease, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        () = lease.backend().load.gone.cancelled() => {
+            if shared.config.load().on_removal == OnRemoval::Kill {
+                return None;
+            }
+        }
+        done = &mut work => return Some(done),
+    }
+    Some(work.await)
+}

@@ -1,0 +1,158 @@
+//! A worker: one thread, one runtime, the connections it accepted.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::accept::{self, Slot};
+use super::manager::{ListenSocket, Sockets};
+use super::upstream::Upstreams;
+use super::{Shared, dial, http, tcp};
+use crate::name::Port;
+use crate::pool::{Pools, PortRoutes};
+
+/// How often idle connections to backends are looked over.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What the tasks of one worker share.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) upstreams: Upstreams,
+    pools: RefCell<Newest>,
+}
+
+/// The newest pools, held so that looking again costs one atomic load while they stay.
+struct Newest {
+    source: watch::Receiver<Arc<Pools>>,
+    pools: Arc<Pools>,
+}
+
+/// Starts worker `index`. It ends when everything is to stop.
+pub(super) fn spawn(
+    index: usize,
+    shared: &Arc<Shared>,
+    pools: watch::Receiver<Arc<Pools>>,
+    sockets: watch::Receiver<Sockets>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let (started, has_started) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name(format!("proxy-{index}")).spawn(move || {
+        // A runtime of this kind cannot move: it is made where it runs.
+        match runtime() {
+            Ok(runtime) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(run(shared, pools, sockets));
+            }
+            Err(error) => drop(started.send(Err(error))),
+        }
+    });
+    let thread = thread.context("no thread can be started")?;
+    has_started.recv().context("a worker ended at its start")?.context("no event queue can be made")?;
+    Ok(thread)
+}
+
+fn runtime() -> std::io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+}
+
+async fn run(shared: Arc<Shared>, pools: watch::Receiver<Arc<Pools>>, mut sockets: watch::Receiver<Sockets>) {
+    let first = Arc::clone(&pools.borrow());
+    let worker = Rc::new(Worker {
+        shared: Arc::clone(&shared),
+        upstreams: Upstreams::default(),
+        pools: RefCell::new(Newest { source: pools, pools: first }),
+    });
+    let mut accepting = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            // An error says that the manager has ended, which it does when all ports are closed.
+            Ok(()) = sockets.changed() => {}
+            _ = sweep.tick() => worker.upstreams.sweep(),
+        }
+        worker.follow(&sockets.borrow_and_update().clone(), &mut accepting);
+    }
+    // Leaving drops the runtime, and with it every connection.
+}
+
+impl Worker {
+    /// The newest pools.
+    pub(super) fn pools(&self) -> Arc<Pools> {
+        let mut newest = self.pools.borrow_mut();
+        if newest.source.has_changed().unwrap_or(false) {
+            let pools = Arc::clone(&newest.source.borrow_and_update());
+            newest.pools = pools;
+        }
+        Arc::clone(&newest.pools)
+    }
+
+    /// Accepts on each of `sockets` and on no other.
+    fn follow(self: &Rc<Self>, sockets: &Sockets, accepting: &mut HashMap<usize, AbortHandle>) {
+        // A socket is the same as long as it lives at one place in memory, and each task keeps its own alive.
+        let key = |socket: &ListenSocket| Arc::as_ptr(&socket.socket) as usize;
+        accepting.retain(|at, task| {
+            let stays = sockets.iter().any(|socket| key(socket) == *at) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for socket in sockets.iter() {
+            accepting.entry(key(socket)).or_insert_with(|| {
+                let (worker, socket) = (Rc::clone(self), socket.clone());
+                tokio::task::spawn_local(worker.accept(socket)).abort_handle()
+            });
+        }
+    }
+
+    async fn accept(self: Rc<Self>, ListenSocket { port, socket }: ListenSocket) {
+        // All workers wait on one socket: one queue, and nobody's clients wait for a busy worker.
+        match socket.try_clone().and_then(TcpListener::from_std) {
+            Ok(listener) => {
+                accept::run(&self.shared, &listener, |client, peer, slot| self.serve(port, client, peer, slot)).await;
+            }
+            // No descriptor left. Tried again when the sockets are next looked at.
+            Err(_) => self.shared.counters.accept_failures.inc(),
+        }
+    }
+
+    /// A task for each client; one that panics ends alone.
+    fn serve(self: &Rc<Self>, port: Port, client: TcpStream, peer: SocketAddr, slot: Slot) {
+        let worker = Rc::clone(self);
+        let client_count = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
+        tokio::task::spawn_local(async move {
+            let _counted = client_count;
+            dial::tune(&client);
+            // The pools as a whole are let go at once: a connection may outlive them by hours.
+            let routes = worker.pools().stream(port).cloned();
+            match routes {
+                Some(PortRoutes::Tcp(pool)) => tcp::serve(&worker.shared, client, peer, pool).await,
+                Some(PortRoutes::Http(_)) => http::serve(worker, client, peer, port).await,
+                Some(PortRoutes::Udp(_)) | None => {}
+            }
+        });
+    }
+}
+
+/// Counts the end of a client's connection, however it ends.
+struct CountClosed {
+    shared: Arc<Shared>,
+    _slot: Slot,
+}
+
+impl Drop for CountClosed {
+    fn drop(&mut self) {
+        self.shared.counters.connections_closed.inc();
+    }
+}

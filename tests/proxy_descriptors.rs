@@ -1,0 +1,57 @@
+//! Running out of file descriptors. In a test binary of its own: the limit is the process's.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs::File;
+use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::{Bed, Node, Origin, SOON, read_exactly, tcp_app, until};
+
+#[test]
+fn running_out_of_descriptors_is_survived() {
+    let bed = Bed::with(|config| config.limits.connections = Some(10_000));
+    let (port, origin) = (bed.port(), Origin::greeting("a"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    bed.settle();
+    // Clients first, so that it is the proxy that finds nothing left.
+    let stat = File::open("/proc/self/stat").unwrap();
+    let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let clients: Vec<socket2::Socket> =
+        (0..60).map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()).collect();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(used + 60 + 30), maximum: hard }).unwrap();
+    for client in &clients {
+        client.connect(&bed.address(port).into()).unwrap();
+    }
+    until("accepts fail", || bed.counters.accept_failures.get() > 0);
+    // It slows down instead of spinning: both workers pause 5 ms, 10 ms, 20 ms …
+    let (start, before) = (Instant::now(), (bed.counters.accept_failures.get(), processor_time(&stat)));
+    while start.elapsed() < Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(bed.counters.accept_failures.get() - before.0 < 40, "it spins");
+    assert!(processor_time(&stat) - before.1 < Duration::from_millis(250), "it burns the processor");
+    drop(clients);
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
+    until("it serves again", || {
+        TcpStream::connect(bed.address(port)).is_ok_and(|client| {
+            client.set_read_timeout(Some(SOON)).unwrap();
+            std::io::Read::read_exact(&mut &client, &mut [0]).is_ok()
+        })
+    });
+    assert_eq!(read_exactly(&bed.connect(port), 1), b"a");
+}
+
+fn processor_time(stat: &File) -> Duration {
+    let mut text = [0; 1024];
+    let length = stat.read_at(&mut text, 0).unwrap();
+    let text = std::str::from_utf8(&text[..length]).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    // utime and stime, in hundredths of a second.
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}

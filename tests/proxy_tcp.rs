@@ -1,0 +1,541 @@
+//! TCP applications through the proxy: real sockets on loopback.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use scrimp::app::{AppState, PolicyName};
+use scrimp::name::{Port, Weight};
+use scrimp::proxy::OnRemoval;
+use support::{
+    Bed, BlackHole, Node, Origin, SOON, is_ended, nobody, read_all, read_exactly, reset, tcp_app, until, until_within,
+    with_policy,
+};
+
+/// Connects and reads the one letter with which an origin greets.
+fn greeted_by(bed: &Bed, port: Port) -> char {
+    char::from(read_exactly(&bed.connect(port), 1)[0])
+}
+
+fn count(letters: &[char], letter: char) -> usize {
+    letters.iter().filter(|found| **found == letter).count()
+}
+
+#[test]
+fn an_empty_set_closes_the_client() {
+    let bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::greeting("a"));
+    let node = Node::new(1, vec![tcp_app(port, origin.address)]).with_state(AppState::Draining);
+    bed.publish(&[node]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    assert_eq!(read_all(&bed.connect(port)).unwrap(), b"");
+    assert_eq!(bed.counters.empty_pool.get(), 1);
+    assert_eq!(origin.accepted(), 0);
+}
+
+#[test]
+fn one_backend_serves_all() {
+    let bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::greeting("a"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    assert!((0..20).all(|_| greeted_by(&bed, port) == 'a'));
+    until("all ends are counted", || bed.counters.connections_closed.get() == bed.counters.connections.get());
+}
+
+#[test]
+fn four_backends_serve_exactly_five_of_twenty() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let origins = ["a", "b", "c", "d"].map(Origin::greeting);
+    let nodes: Vec<Node> =
+        (0_u64..).zip(&origins).map(|(id, origin)| Node::new(id + 1, vec![tcp_app(port, origin.address)])).collect();
+    bed.publish_and_open(&nodes, port);
+    bed.settle();
+    let letters: Vec<char> = (0..20).map(|_| greeted_by(&bed, port)).collect();
+    for letter in ['a', 'b', 'c', 'd'] {
+        assert_eq!(count(&letters, letter), 5, "{letters:?}");
+    }
+}
+
+#[test]
+fn bytes_pass_unchanged_and_are_counted() {
+    let bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::echo());
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let client = bed.connect(port);
+    let (mut writer, bytes) = (client.try_clone().unwrap(), sent.clone());
+    let writing = thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    assert!(read_all(&client).unwrap() == sent, "what came back is what was sent");
+    writing.join().unwrap();
+    assert_eq!((bed.counters.bytes_in.get(), bed.counters.bytes_out.get()), (3_000_000, 3_000_000));
+}
+
+#[test]
+fn killing_ends_connections_of_a_removed_backend_within_a_second() {
+    let bed = Bed::with(|config| config.on_removal = OnRemoval::Kill);
+    let port = bed.port();
+    let (a, b) = (Origin::greeting("a"), Origin::greeting("b"));
+    let nodes = [Node::new(1, vec![tcp_app(port, a.address)]), Node::new(2, vec![tcp_app(port, b.address)])];
+    bed.publish_and_open(&nodes, port);
+    let clients: Vec<(char, TcpStream)> = (0..8)
+        .map(|_| {
+            let client = bed.connect(port);
+            (char::from(read_exactly(&client, 1)[0]), client)
+        })
+        .collect();
+    bed.publish(&nodes[1..]);
+    until_within("the connections to a end", Duration::from_secs(1), &mut || {
+        clients.iter().filter(|(letter, _)| *letter == 'a').all(|(_, client)| is_ended(client))
+    });
+    until("each is counted", || bed.counters.killed.get() >= 4);
+    for (_, client) in clients.iter().filter(|(letter, _)| *letter == 'b') {
+        let mut client = client;
+        client.write_all(b"still here").unwrap();
+        assert_eq!(read_exactly(client, 10), b"still here");
+    }
+    assert_eq!(greeted_by(&bed, port), 'b');
+}
+
+#[test]
+fn killing_ends_connections_when_the_address_changes() {
+    let bed = Bed::with(|config| config.on_removal = OnRemoval::Kill);
+    let port = bed.port();
+    let (old, new) = (Origin::greeting("o"), Origin::greeting("n"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, old.address)])], port);
+    let client = bed.connect(port);
+    assert_eq!(read_exactly(&client, 1), b"o");
+    bed.publish(&[Node::new(1, vec![tcp_app(port, new.address)])]);
+    // Cut short, so it does not look like an end.
+    client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert_eq!(read_all(&client).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(greeted_by(&bed, port), 'n');
+}
+
+#[test]
+fn draining_lets_connections_of_a_removed_backend_finish() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (a, b) = (Origin::greeting("a"), Origin::greeting("b"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, a.address)])], port);
+    let mut client = bed.connect(port);
+    assert_eq!(read_exactly(&client, 1), b"a");
+    bed.publish(&[Node::new(2, vec![tcp_app(port, b.address)])]);
+    until("new ones go to b", || greeted_by(&bed, port) == 'b');
+    client.write_all(b"the rest").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&client).unwrap(), b"the rest");
+    assert_eq!(bed.counters.killed.get(), 0);
+}
+
+#[test]
+fn a_setting_changed_while_running_counts_for_open_connections() {
+    let bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::greeting("a"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    let client = bed.connect(port);
+    read_exactly(&client, 1);
+    let config = scrimp::proxy::Config { on_removal: OnRemoval::Kill, ..scrimp::proxy::Config::default() };
+    bed.proxy.as_ref().unwrap().reconfigure(config);
+    bed.publish(&[]);
+    until_within("the connection ends", Duration::from_secs(1), &mut || is_ended(&client));
+}
+
+#[test]
+fn a_backend_that_goes_while_it_is_connected_to_is_left_at_once() {
+    let bed = Bed::with(|config| {
+        config.on_removal = OnRemoval::Kill;
+        config.timeouts.connect = Duration::from_secs(60);
+    });
+    let port = bed.port();
+    let (hole, good) = (BlackHole::new(), Origin::greeting("g"));
+    let nodes = [Node::new(1, vec![tcp_app(port, good.address)]), Node::new(2, vec![tcp_app(port, hole.address)])];
+    let pools = bed.publish(&nodes);
+    bed.until_open(port);
+    let stuck = || {
+        pools
+            .loads
+            .iter()
+            .filter(|((_, at), _)| *at == hole.address)
+            .any(|(_, load)| load.active.load(std::sync::atomic::Ordering::SeqCst) > 0)
+    };
+    let mut clients = Vec::new();
+    until("a client is on its way into the hole", || {
+        clients.push(bed.connect(port));
+        stuck()
+    });
+    bed.publish(&nodes[..1]);
+    for client in &clients {
+        client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        assert_eq!(read_exactly(client, 1), b"g");
+    }
+}
+
+#[test]
+fn a_black_holed_backend_delays_no_other_client() {
+    let bed = Bed::with(|config| {
+        config.workers = 1;
+        config.timeouts.connect = Duration::from_secs(2);
+    });
+    let port = bed.port();
+    let (hole, good) = (BlackHole::new(), Origin::greeting("g"));
+    let nodes = [Node::new(1, vec![tcp_app(port, hole.address)]), Node::new(2, vec![tcp_app(port, good.address)])];
+    bed.publish_and_open(&nodes, port);
+    let start = Instant::now();
+    let clients: Vec<TcpStream> = (0..10).map(|_| bed.connect(port)).collect();
+    let waits: Vec<thread::JoinHandle<Duration>> = clients
+        .into_iter()
+        .map(|client| {
+            thread::spawn(move || {
+                assert_eq!(read_exactly(&client, 1), b"g");
+                start.elapsed()
+            })
+        })
+        .collect();
+    let waits: Vec<Duration> = waits.into_iter().map(|wait| wait.join().unwrap()).collect();
+    let quick = waits.iter().filter(|wait| **wait < Duration::from_secs(1)).count();
+    assert_eq!(quick, 5, "half go past the hole at once, the other half after the connect deadline: {waits:?}");
+    assert!(waits.iter().all(|wait| *wait < Duration::from_secs(4)), "{waits:?}");
+}
+
+#[test]
+fn a_refused_connect_moves_on() {
+    let bed = Bed::new();
+    let (port, good) = (bed.port(), Origin::greeting("g"));
+    let nodes = [
+        Node::new(1, vec![tcp_app(port, nobody())]),
+        Node::new(2, vec![tcp_app(port, good.address)]),
+        Node::new(3, vec![tcp_app(port, nobody())]),
+    ];
+    bed.publish_and_open(&nodes, port);
+    assert!((0..12).all(|_| greeted_by(&bed, port) == 'g'));
+    assert!(bed.counters.connect_failures.get() >= 8);
+    assert_eq!(bed.counters.retries.get(), bed.counters.connect_failures.get());
+}
+
+#[test]
+fn when_all_refuse_the_client_is_closed() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let nodes = [Node::new(1, vec![tcp_app(port, nobody())]), Node::new(2, vec![tcp_app(port, nobody())])];
+    let pools = bed.publish(&nodes);
+    bed.until_open(port);
+    assert_eq!(read_all(&bed.connect(port)).unwrap(), b"");
+    until("it is counted", || bed.counters.empty_pool.get() == 2);
+    let failures: u64 = pools.loads.values().map(|load| load.failures.load(std::sync::atomic::Ordering::SeqCst)).sum();
+    assert_eq!(failures, 4, "two clients, two backends");
+}
+
+#[test]
+fn half_close_keeps_the_answer() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let origin = Origin::start(|mut stream| {
+        let request = read_all(&stream).unwrap();
+        stream.write_all(format!("{} bytes", request.len()).as_bytes()).unwrap();
+    });
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    let mut client = bed.connect(port);
+    client.write_all(&[7; 100_000]).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&client).unwrap(), b"100000 bytes");
+}
+
+#[test]
+fn half_close_by_the_backend_keeps_the_question() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (said, heard) = std::sync::mpsc::channel();
+    let origin = Origin::start(move |mut stream| {
+        let _ = stream.write_all(b"go");
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = said.send(read_all(&stream));
+    });
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    heard.recv_timeout(SOON).unwrap().unwrap();
+    let mut client = bed.connect(port);
+    assert_eq!(read_all(&client).unwrap(), b"go");
+    client.write_all(b"and on").unwrap();
+    drop(client);
+    assert_eq!(heard.recv_timeout(SOON).unwrap().unwrap(), b"and on");
+}
+
+#[test]
+fn a_reset_by_the_client_reaches_the_backend() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (said, heard) = std::sync::mpsc::channel();
+    let origin = Origin::start(move |mut stream| {
+        let _ = stream.write_all(b"x");
+        let _ = said.send(read_all(&stream).map_err(|error| error.kind()));
+    });
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    heard.recv_timeout(SOON).unwrap().unwrap_or_default();
+    let client = bed.connect(port);
+    read_exactly(&client, 1);
+    reset(client);
+    assert_eq!(heard.recv_timeout(SOON).unwrap(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_reset_after_half_close_ends_both_sides() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (said, heard) = std::sync::mpsc::channel();
+    let origin = Origin::start(move |stream| {
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = said.send(read_all(&stream).map_err(|error| error.kind()));
+    });
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    heard.recv_timeout(SOON).unwrap().unwrap_or_default();
+    let client = bed.connect(port);
+    assert_eq!(read_all(&client).unwrap(), b"");
+    // The direction towards the client has ended, the other one waits.
+    reset(client);
+    assert_eq!(heard.recv_timeout(SOON).unwrap(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_reset_by_the_backend_reaches_the_client() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let origin = Origin::start(|stream| {
+        if let Ok(1) = (&stream).read(&mut [0]) {
+            reset(stream);
+        }
+    });
+    let pools = bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
+    bed.until_open(port);
+    let mut client = bed.connect(port);
+    client.write_all(b"x").unwrap();
+    assert_eq!(read_all(&client).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(bed.counters.broken.get(), 1);
+    let load = pools.loads.values().next().unwrap();
+    assert_eq!(load.failures.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_connection_on_which_nothing_moves_is_ended() {
+    let bed = Bed::with(|config| config.timeouts.tcp_idle = Duration::from_millis(300));
+    let (port, origin) = (bed.port(), Origin::echo());
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    let mut client = bed.connect(port);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(900) {
+        client.write_all(b"x").unwrap();
+        assert_eq!(read_exactly(&client, 1), b"x", "it lives while something moves");
+        thread::sleep(Duration::from_millis(20));
+    }
+    until_within("the idle connection ends", Duration::from_secs(2), &mut || is_ended(&client));
+}
+
+#[test]
+fn a_slow_reader_stalls_the_sender() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let origin = Origin::start(move |mut stream| {
+        while stream.write_all(&[0; 65536]).is_ok() {
+            count.fetch_add(65536, std::sync::atomic::Ordering::SeqCst);
+        }
+    });
+    bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let client = bed.connect(port);
+    read_exactly(&client, 1);
+    let mut last = 0;
+    let mut since = Instant::now();
+    until("the sender stalls", || {
+        let now = sent.load(std::sync::atomic::Ordering::SeqCst);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_millis(500)
+    });
+    // Two pairs of kernel buffers at their largest (4 + 6 MiB each), and no heap of ours.
+    assert!(last < 24 * 1024 * 1024, "{last} bytes left the origin");
+}
+
+#[test]
+fn policies_are_kept_through_the_proxy() {
+    let bed = Bed::new();
+    let origins = ["a", "b", "c"].map(Origin::greeting);
+    let open = |policy| {
+        let port = bed.port();
+        let nodes: Vec<Node> = (1..)
+            .zip(&origins)
+            .map(|(id, origin)| {
+                let mut app = with_policy(tcp_app(port, origin.address), policy);
+                app.weight = Weight::try_from(if id == 3 { 200 } else { 100 }).unwrap();
+                Node::new(id, vec![app])
+            })
+            .collect();
+        bed.publish_and_open(&nodes, port);
+        bed.settle();
+        port
+    };
+    let port = open(PolicyName::RoundRobin);
+    let letters: Vec<char> = (0..40).map(|_| greeted_by(&bed, port)).collect();
+    assert_eq!((count(&letters, 'a'), count(&letters, 'b'), count(&letters, 'c')), (10, 10, 20));
+
+    let port = open(PolicyName::LeastConnections);
+    let held: Vec<(char, TcpStream)> = (0..12)
+        .map(|_| {
+            let client = bed.connect(port);
+            (char::from(read_exactly(&client, 1)[0]), client)
+        })
+        .collect();
+    let letters: Vec<char> = held.iter().map(|(letter, _)| *letter).collect();
+    assert_eq!((count(&letters, 'a'), count(&letters, 'b'), count(&letters, 'c')), (3, 3, 6));
+    drop(held);
+
+    let port = open(PolicyName::Hash);
+    let first = greeted_by(&bed, port);
+    assert!((0..20).all(|_| greeted_by(&bed, port) == first));
+
+    for policy in [PolicyName::Random, PolicyName::TwoChoices] {
+        let port = open(policy);
+        let held: Vec<TcpStream> = (0..60).map(|_| bed.connect(port)).collect();
+        let letters: Vec<char> = held.iter().map(|client| char::from(read_exactly(client, 1)[0])).collect();
+        for letter in ['a', 'b', 'c'] {
+            assert!(count(&letters, letter) >= 3, "{policy:?}: {letters:?}");
+        }
+    }
+}
+
+#[test]
+fn listen_ports_open_and_close_with_the_pools() {
+    let bed = Bed::new();
+    let (one, two) = (bed.port(), bed.port());
+    let origin = Origin::greeting("a");
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(one, origin.address)])], one);
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(two, origin.address)])], two);
+    until("the first port closes", || TcpStream::connect(bed.address(one)).is_err());
+    assert_eq!(bed.report(one), None);
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(one, origin.address)])], one);
+    assert_eq!(greeted_by(&bed, one), 'a');
+}
+
+#[test]
+fn a_taken_port_is_reported_and_opens_when_it_is_free() {
+    let bed = Bed::new();
+    let holder = TcpListener::bind((bed.ip, 0)).unwrap();
+    let port = Port::new(holder.local_addr().unwrap().port()).unwrap();
+    let other = bed.port();
+    let origin = Origin::greeting("a");
+    let app = tcp_app(other, origin.address);
+    let mut second = tcp_app(port, origin.address);
+    second.name = "second".parse().unwrap();
+    bed.publish_and_open(&[Node::new(1, vec![app, second])], other);
+    let error = bed.report(port).unwrap().error.unwrap();
+    assert!(error.contains(&format!("port {port} is taken")) && error.contains("ss -ltnp"), "{error}");
+    assert_eq!(greeted_by(&bed, other), 'a', "the other port is not disturbed");
+    drop(holder);
+    bed.until_open(port);
+    assert_eq!(bed.report(port).unwrap().error, None);
+    assert_eq!(greeted_by(&bed, port), 'a');
+}
+
+#[test]
+fn a_udp_application_is_reported_with_its_remedy() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let mut app = tcp_app(port, nobody());
+    app.protocol = scrimp::app::Protocol::Udp;
+    bed.publish(&[Node::new(1, vec![app])]);
+    until("the port is reported", || bed.report(port).is_some());
+    let report = bed.report(port).unwrap();
+    assert!(report.addresses.is_empty() && report.error.unwrap().contains("generate mode"));
+}
+
+#[test]
+fn at_the_limit_clients_wait_in_the_queue() {
+    let bed = Bed::with(|config| config.limits.connections = Some(2));
+    let (port, origin) = (bed.port(), Origin::greeting("a"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    let (first, second) = (bed.connect(port), bed.connect(port));
+    read_exactly(&first, 1);
+    read_exactly(&second, 1);
+    let third = bed.connect(port);
+    third.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!((&third).read(&mut [0]).is_err(), "no place yet");
+    drop(first);
+    third.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(read_exactly(&third, 1), b"a");
+    // A higher limit lets the next in at once.
+    let config = scrimp::proxy::Config {
+        limits: scrimp::proxy::Limits { connections: Some(3), ..Default::default() },
+        ..Default::default()
+    };
+    let fourth = bed.connect(port);
+    bed.proxy.as_ref().unwrap().reconfigure(config);
+    assert_eq!(read_exactly(&fourth, 1), b"a");
+}
+
+#[test]
+fn many_short_connections_at_the_limit_all_get_through() {
+    let bed = Bed::with(|config| config.limits.connections = Some(3));
+    let (port, origin) = (bed.port(), Origin::greeting("a"));
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| (0..25).for_each(|_| assert_eq!(greeted_by(&bed, port), 'a')));
+        }
+    });
+}
+
+#[test]
+fn an_application_has_a_limit_of_its_own() {
+    let bed = Bed::with(|config| config.limits.app_connections = Some(2));
+    let (port, other) = (bed.port(), bed.port());
+    let origin = Origin::greeting("a");
+    let mut second = tcp_app(other, origin.address);
+    second.name = "second".parse().unwrap();
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address), second])], port);
+    bed.settle();
+    let held = [bed.connect(port), bed.connect(port)];
+    held.iter().for_each(|client| drop(read_exactly(client, 1)));
+    assert!(read_all(&bed.connect(port)).unwrap_or_default().is_empty(), "the third is turned away");
+    assert_eq!(greeted_by(&bed, other), 'a');
+}
+
+#[test]
+fn draining_closes_the_ports_and_lets_what_is_open_finish() {
+    let mut bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::echo());
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    let mut client = bed.connect(port);
+    client.write_all(b"x").unwrap();
+    read_exactly(&client, 1);
+    let drained = bed.drain(SOON);
+    until("the port closes", || TcpStream::connect(bed.address(port)).is_err());
+    client.write_all(b"last words").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&client).unwrap(), b"last words");
+    assert_eq!(drained.recv_timeout(Duration::from_secs(2)).unwrap(), 0);
+}
+
+#[test]
+fn draining_cuts_what_is_still_open_at_the_deadline() {
+    let mut bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::echo());
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    bed.settle();
+    let clients = [bed.connect(port), bed.connect(port)];
+    for mut client in &clients {
+        client.write_all(b"x").unwrap();
+        read_exactly(client, 1);
+    }
+    let drained = bed.drain(Duration::from_millis(300));
+    assert_eq!(drained.recv_timeout(Duration::from_secs(3)).unwrap(), 2);
+    assert!(clients.iter().all(is_ended));
+}
