@@ -23,16 +23,17 @@ mod value;
 use std::path::{Path, PathBuf};
 
 use crate::cli;
+use crate::gossip;
 use crate::member::Role;
 
-pub use admin::{ADMIN_SOCKET, AdminAddr, AdminConfig};
+pub use admin::{ADMIN_SOCKET, AdminConfig};
 pub use app::{AppConfig, HEALTH_INTERVAL, Health};
 pub use cluster::{ClusterConfig, Seed};
-pub use key::{ClusterKey, KEYS_MAX, keygen};
+pub use key::{KEYS_MAX, keygen};
 pub use lb::{LbConfig, Mode};
-pub use log::{LogConfig, LogFormat};
+pub use log::LogConfig;
 pub use mistake::{Mistake, Mistakes, Place};
-pub use node::{Advertise, GOSSIP_PORT, NodeConfig};
+pub use node::{GOSSIP_PORT, NodeConfig};
 
 use cluster::KeysFor;
 use mistake::Notes;
@@ -169,6 +170,20 @@ pub fn admin(sources: &Sources<'_>) -> Result<AdminConfig, Mistakes> {
     let section = root.section("admin").noting_to(&notes);
     let admin = admin::read(section, sources.flags, sources.env, false);
     notes.or(admin)
+}
+
+impl Config {
+    /// What the gossip needs of it, for a role.
+    #[must_use]
+    pub fn gossip(&self, role: Role) -> gossip::Config {
+        gossip::Config {
+            cluster: self.cluster.name.clone(),
+            keys: self.cluster.keys.clone(),
+            name: self.node.name.clone(),
+            role,
+            bind: self.node.bind,
+        }
+    }
 }
 
 /// Names the settings that differ and that only a restart applies.

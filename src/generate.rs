@@ -105,6 +105,15 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// The pause while nginx does not run.
 const RETRY_NOT_RUNNING: Duration = Duration::from_secs(5);
 
+/// The text that `config` makes of `pools`. Nothing is written, and neither the target nor nginx need be there.
+///
+/// # Errors
+/// The template or a certificate is not as it must be.
+pub fn preview(config: &Config, pools: &Pools) -> Result<String, Error> {
+    let template = Template::load(&config.template)?;
+    Ok(template.render(&Model::new(pools, &Environment::of(config)?))?)
+}
+
 /// Generate mode, ready to run.
 #[derive(Debug)]
 pub struct Generator {
@@ -115,16 +124,22 @@ pub struct Generator {
     counters: Arc<GenerateCounters>,
 }
 
+impl Environment {
+    fn of(config: &Config) -> Result<Self, Error> {
+        Ok(Self {
+            ipv6: TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
+            certificates: config.certificates.iter().map(CertificateNames::load).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 impl Generator {
     /// Loads the template and the certificates' names. Nothing is touched yet.
     ///
     /// # Errors
     /// The template, a certificate or the target's folder is not as it must be.
     pub fn new(config: Config, counters: Arc<GenerateCounters>) -> Result<Self, Error> {
-        let environment = Environment {
-            ipv6: TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
-            certificates: config.certificates.iter().map(CertificateNames::load).collect::<Result<_, _>>()?,
-        };
+        let environment = Environment::of(&config)?;
         Ok(Self {
             template: Template::load(&config.template)?,
             apply: Apply::new(&config, Arc::clone(&counters))?,

@@ -80,6 +80,7 @@ enum Command {
     Seeds(Vec<SocketAddr>),
     Offer(Offer),
     Advertise(SocketAddr),
+    Heard(oneshot::Sender<()>),
     Leave(oneshot::Sender<()>),
 }
 
@@ -160,6 +161,13 @@ impl Gossip {
     /// Tells what this node offers from now on. The caller has checked it ([`Offer::check`]).
     pub async fn offer(&self, offer: Offer) {
         self.command(Command::Offer(offer)).await;
+    }
+
+    /// Waits until everybody has what was offered last, or could not be reached; `limit` at most.
+    pub async fn heard(&self, limit: Duration) {
+        let (said, heard) = oneshot::channel();
+        self.command(Command::Heard(said)).await;
+        let _ = tokio::time::timeout(limit, heard).await;
     }
 
     /// Tells where this node is reached; heeded while it is alone.

@@ -18,3 +18,4 @@ pub mod pool;
 pub mod proxy;
 pub mod report;
 pub mod seed;
+pub mod tools;

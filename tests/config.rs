@@ -7,12 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use scrimp::address::Advertise;
+use scrimp::admin::AdminAddr;
 use scrimp::app::{App, PolicyName, Protocol};
 use scrimp::cli::Common;
-use scrimp::config::{
-    self, AdminAddr, Advertise, Config, Health, LogFormat, Mistakes, Mode, Purpose, Sources, keygen, restart_needed,
-};
+use scrimp::config::{self, Config, Health, Mistakes, Mode, Purpose, Sources, keygen, restart_needed};
 use scrimp::generate::{Certificate, TemplateSource};
+use scrimp::log::LogFormat;
 use scrimp::member::Role;
 use scrimp::name::{PathPrefix, Port, Weight};
 use scrimp::pool::{Allow, AllowRule};
@@ -211,13 +212,13 @@ fn every_setting_of_a_file_arrives() {
     assert_eq!(config.role, Some(Role::Balancer));
     assert_eq!(config.files, [etc.path("scrimp.toml")]);
     assert_eq!(config.node.name.as_str(), "web-1");
-    assert_eq!(config.node.advertise, Advertise::Address("192.0.2.7:7377".parse().unwrap()));
+    assert_eq!(config.node.advertise, Advertise::Addr("192.0.2.7:7377".parse().unwrap()));
     assert_eq!(config.cluster.name.as_str(), "prod");
     let seeds: Vec<&str> = config.cluster.seed_urls().collect();
     assert_eq!(seeds, ["s3://bucket/prefix?region=eu-central-1", "file:///srv/seeds", "192.0.2.1:7377"]);
     assert!(config.cluster.seeds[1].place.to_string().ends_with("scrimp.toml:10:52: cluster.seeds[2]"));
     assert_eq!(config.cluster.key_path, Some(etc.path("cluster.key")));
-    assert_eq!(format!("{:?}", config.cluster.keys), "[MASKED]");
+    assert_eq!(format!("{:?}", config.cluster.keys), "[ClusterKey(MASKED)]");
     let tcp = AdminAddr::Tcp("127.0.0.1:9377".parse().unwrap());
     assert_eq!(config.admin.listen, [AdminAddr::Unix("/run/scrimp/scrimp.sock".into()), tcp]);
     assert_eq!((config.admin.is_default, config.admin.token), (false, Some(etc.path("admin.token"))));
@@ -502,8 +503,7 @@ fn several_keys_are_read_in_order() {
     let [first, second] = [keygen(), keygen()];
     etc.write("cluster.key", &format!("# in use\n{first}\n\n  {second}\n"));
     let keys = etc.check(&Typed::default()).unwrap().cluster.keys;
-    let shown: Vec<String> =
-        keys.iter().map(|key| key.bytes().iter().map(|byte| format!("{byte:02x}")).collect()).collect();
+    let shown: Vec<String> = keys.iter().map(|key| key.0.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
     assert_eq!(shown, [first, second]);
 }
 

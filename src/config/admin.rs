@@ -1,8 +1,8 @@
 //! Where the node answers people and programs: `[admin]`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::admin::AdminAddr;
 use crate::cli;
 
 use super::section::Section;
@@ -28,15 +28,6 @@ impl Default for AdminConfig {
     fn default() -> Self {
         Self { listen: vec![AdminAddr::Unix(ADMIN_SOCKET.into())], is_default: true, token: None }
     }
-}
-
-/// One address of the admin API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AdminAddr {
-    /// `unix:PATH`
-    Unix(PathBuf),
-    /// `IP:PORT`
-    Tcp(SocketAddr),
 }
 
 /// Reads `[admin]`; unless `is_judged` the token's file need not be there.
@@ -76,7 +67,7 @@ fn admin_address(node: &Node) -> Result<AdminAddr, String> {
     const PATH_BYTES_MAX: usize = 107;
     let given = value::text(node, EXPECTED)?;
     let Some(path) = given.strip_prefix("unix:") else {
-        return given.parse().map(AdminAddr::Tcp).map_err(|_| format!("expected {EXPECTED}, found {}", quote(given)));
+        return given.parse().map_err(|_| format!("expected {EXPECTED}, found {}", quote(given)));
     };
     let path = path.strip_prefix("//").unwrap_or(path);
     let path = node.place.folder().join(path);

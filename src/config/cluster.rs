@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use crate::address::Advertise;
+use crate::gossip::ClusterKey;
 use crate::name::ClusterName;
 
-use super::key::{self, ClusterKey};
+use super::key;
 use super::mistake::Place;
-use super::node::{Advertise, NodeConfig};
+use super::node::NodeConfig;
 use super::section::Section;
 use super::source::{given, given_list};
 use super::tree::{Node, quote};
@@ -112,7 +114,7 @@ fn judge_keyless(section: &Section<'_>, node: &NodeConfig, file: &Path) {
     let open_to = match &node.advertise {
         _ if !is_local(&node.bind.ip()) => Some(node.bind.to_string()),
         Advertise::Ip(ip) => (!is_local(ip)).then(|| ip.to_string()),
-        Advertise::Address(address) => (!is_local(&address.ip())).then(|| address.to_string()),
+        Advertise::Addr(address) => (!is_local(&address.ip())).then(|| address.to_string()),
         Advertise::Ec2 => Some("ec2".to_owned()),
         // Known only at run time: the node judges it then.
         Advertise::Auto | Advertise::Interface(_) | Advertise::Ipv6 => None,

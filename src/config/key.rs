@@ -1,40 +1,17 @@
 //! The cluster's keys: a file with one a line.
 
-use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use crate::gossip::ClusterKey;
 
 /// The most keys that are tried on a datagram: one in use, one to come, one to go, one to spare.
 pub const KEYS_MAX: usize = 4;
 
 /// A file of four keys with some comments is far shorter.
 const FILE_BYTES_MAX: u64 = 16 * 1024;
-
-/// 32 secret bytes that every node of a cluster has. Never shown: `Debug` prints `MASKED`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey([u8; 32]);
-
-impl ClusterKey {
-    /// The bytes, for the cipher.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl From<[u8; 32]> for ClusterKey {
-    fn from(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-}
-
-impl fmt::Debug for ClusterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MASKED")
-    }
-}
 
 /// A new key as a line of a key file: 64 hex digits.
 #[must_use]
@@ -133,9 +110,9 @@ mod tests {
         let keys = parse(&format!("# new\n  {}  \r\n\n{line}", line.to_uppercase())).unwrap_err();
         assert_eq!(keys, [":4: this key stands here twice"]);
         let keys = parse(&format!("# in use\n  {line}  \r\n\n")).unwrap();
-        let shown: String = keys[0].bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let shown: String = keys[0].0.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(shown, line);
-        assert_eq!(format!("{keys:?}"), "[MASKED]");
+        assert_eq!(format!("{keys:?}"), "[ClusterKey(MASKED)]");
     }
 
     #[test]

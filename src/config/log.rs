@@ -1,6 +1,7 @@
 //! What is logged, and how: `[log]`.
 
 use crate::cli;
+use crate::log::LogFormat;
 
 use super::section::{Section, unknown};
 use super::source::{Environment, given};
@@ -14,18 +15,6 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// A level, or several with their targets, as `tracing_subscriber::EnvFilter` takes them.
     pub filter: String,
-}
-
-/// The form of log lines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// What fits where it goes.
-    #[default]
-    Auto,
-    /// Text.
-    Text,
-    /// JSON.
-    Json,
 }
 
 /// Reads `[log]`.

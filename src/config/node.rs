@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::address::{AddressError, Advertise};
 use crate::cli;
 use crate::name::NodeName;
 
@@ -25,23 +26,6 @@ pub struct NodeConfig {
     pub advertise: Advertise,
     /// A folder for hints; it need not be there. None: keep none (`state-dir = ""`).
     pub state_dir: Option<PathBuf>,
-}
-
-/// Where others reach a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Advertise {
-    /// The local address that reaches the seed.
-    Auto,
-    /// This address, with the port of `bind`.
-    Ip(IpAddr),
-    /// This address and port.
-    Address(SocketAddr),
-    /// The first address of this interface.
-    Interface(String),
-    /// The global IPv6 address.
-    Ipv6,
-    /// What the EC2 metadata service says.
-    Ec2,
 }
 
 /// Reads `[node]`, and says whether the addresses in it are what was meant.
@@ -88,32 +72,9 @@ fn bind_address(node: &Node) -> Result<SocketAddr, String> {
 }
 
 fn parse_advertise(node: &Node) -> Result<Advertise, String> {
-    const EXPECTED: &str = "auto, IP, IP:PORT, interface:NAME, ipv6 or ec2";
-    let given = value::text(node, EXPECTED)?;
-    let refused = || format!("expected {EXPECTED}, found {}", quote(given));
-    let meant = match given {
-        "auto" => Advertise::Auto,
-        "ipv6" => Advertise::Ipv6,
-        "ec2" => Advertise::Ec2,
-        _ => match (given.strip_prefix("interface:"), given.parse(), given.parse()) {
-            // The kernel's own rule for the name of an interface.
-            (Some(name), ..)
-                if (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/') =>
-            {
-                Advertise::Interface(name.to_owned())
-            }
-            (None, Ok(ip), _) => Advertise::Ip(ip),
-            (None, _, Ok(address)) => Advertise::Address(address),
-            _ => return Err(refused()),
-        },
-    };
-    match &meant {
-        Advertise::Ip(ip) if ip.is_unspecified() => Err(format!("nobody can connect to {ip}: use auto")),
-        Advertise::Address(address) if address.ip().is_unspecified() || address.port() == 0 => {
-            Err(format!("nobody can connect to {address}: give the address and port that others reach"))
-        }
-        _ => Ok(meant),
-    }
+    value::text(node, "auto, IP, IP:PORT, interface:NAME, ipv6 or ec2")?
+        .parse()
+        .map_err(|error: AddressError| error.to_string())
 }
 
 #[cfg(test)]

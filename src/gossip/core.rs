@@ -121,6 +121,8 @@ pub(crate) enum Effect {
     Roster(Arc<Roster>),
     /// Whether this node is alone, and why, changed.
     Join(Arc<JoinReport>),
+    /// Everybody has this node's newest record, or could not be reached.
+    Heard,
     /// Goodbye was said.
     Left,
 }
@@ -187,6 +189,8 @@ pub(crate) struct Core {
     publish_due: bool,
     published: (Option<Arc<Roster>>, Option<Arc<JoinReport>>),
     leaving: Option<bool>,
+    /// The version of our record that everybody is known to have.
+    heard: u32,
 }
 
 /// A timer that never decides an order: its deadline and number do.
@@ -266,6 +270,7 @@ impl Core {
             publish_due: false,
             published: (None, None),
             leaving: None,
+            heard: 1,
             settings,
         };
         core.schedule(now, LONELY_DELAY, Timer::Lonely);
@@ -280,7 +285,13 @@ impl Core {
     pub(crate) fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), Invalid> {
         let outcome = self.decide(now, input);
         self.drain_foca(now);
+        self.notice_heard();
         outcome
+    }
+
+    /// Whether everybody has our newest record, or could not be reached.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.heard == self.record.version
     }
 
     /// What to do next; none when all is said.
@@ -600,9 +611,16 @@ impl Core {
         {
             held.push_tries = None;
         }
-        let is_waiting = self.held.values().any(|held| held.push_tries.is_some());
-        if self.leaving == Some(false) && !is_waiting {
+        self.notice_heard();
+        if self.leaving == Some(false) && self.is_heard() {
             self.leave_now(now);
+        }
+    }
+
+    fn notice_heard(&mut self) {
+        if !self.is_heard() && self.held.values().all(|held| held.push_tries.is_none()) {
+            self.heard = self.record.version;
+            self.effects.push_back(Effect::Heard);
         }
     }
 

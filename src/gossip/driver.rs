@@ -120,6 +120,7 @@ impl Driver {
             unanswered: Warning::default(),
             slow: Warning::default(),
             leaver: None,
+            waiters: Vec::new(),
             has_left: false,
         }
         .run()
@@ -144,6 +145,7 @@ struct Loop {
     unanswered: Warning,
     slow: Warning,
     leaver: Option<oneshot::Sender<()>>,
+    waiters: Vec<oneshot::Sender<()>>,
     has_left: bool,
 }
 
@@ -158,6 +160,7 @@ impl Loop {
                 Event::Command(Command::Seeds(found)) => self.decide(Input::Seeds(found)),
                 Event::Command(Command::Offer(offer)) => self.decide(Input::Offer(offer)),
                 Event::Command(Command::Advertise(addr)) => self.decide(Input::Advertise(addr)),
+                Event::Command(Command::Heard(said)) => self.tell_when_heard(said),
                 Event::Command(Command::Leave(said)) => {
                     self.leaver = Some(said);
                     self.decide(Input::Leave);
@@ -217,8 +220,24 @@ impl Loop {
                 Effect::Serve { digest, apps } => drop(self.served.send_replace(Served { digest, apps })),
                 Effect::Roster(roster) => drop(self.outputs.roster.send_replace(roster)),
                 Effect::Join(join) => drop(self.outputs.join.send_replace(join)),
+                Effect::Heard => self.tell_waiters(),
                 Effect::Left => self.has_left = true,
             }
+        }
+    }
+
+    fn tell_waiters(&mut self) {
+        for said in self.waiters.drain(..) {
+            let _ = said.send(());
+        }
+    }
+
+    fn tell_when_heard(&mut self, said: oneshot::Sender<()>) {
+        self.waiters.retain(|waiter| !waiter.is_closed());
+        if self.core.is_heard() {
+            let _ = said.send(());
+        } else {
+            self.waiters.push(said);
         }
     }
 

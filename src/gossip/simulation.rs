@@ -35,6 +35,7 @@ struct Node {
     roster: Option<Arc<Roster>>,
     join: Option<Arc<JoinReport>>,
     served: Option<(AppsDigest, Arc<[u8]>)>,
+    times_heard: u32,
     has_left: bool,
 }
 
@@ -88,7 +89,7 @@ impl Simulation {
             role: if host == 1 { Role::Balancer } else { Role::Backend },
         };
         let core = Core::new(settings, self.now, wall, self.rng.random());
-        let node = Node { core, roster: None, join: None, served: None, has_left: false };
+        let node = Node { core, roster: None, join: None, served: None, times_heard: 0, has_left: false };
         self.nodes.insert(at(host), node);
         let seeds: Vec<SocketAddr> = seeds.iter().map(|host| at(*host)).collect();
         self.input(at(host), Input::Seeds(seeds));
@@ -131,6 +132,7 @@ impl Simulation {
                 }
                 Effect::Roster(roster) => self.node(from).roster = Some(roster),
                 Effect::Join(join) => self.node(from).join = Some(join),
+                Effect::Heard => self.node(from).times_heard += 1,
                 Effect::Left => self.node(from).has_left = true,
             }
         }
@@ -310,6 +312,22 @@ fn a_state_that_changes_needs_no_second_pull() {
         member.offer.as_ref().unwrap().apps[7].1 == AppState::Draining
     };
     sim.until(200 * MS, "the state alone", is_draining);
+}
+
+#[test]
+fn an_offer_is_heard_when_all_have_it_or_cannot_be_reached() {
+    let mut sim = cluster(8, 4);
+    let before = sim.nodes[&at(2)].times_heard;
+    sim.input(at(2), Input::Offer(offer(2, 1)));
+    assert_eq!(sim.nodes[&at(2)].times_heard, before, "not before it was sent");
+    sim.until(100 * MS, "heard", |sim| sim.nodes[&at(2)].times_heard > before);
+    assert_eq!(sim.apps_seen(1, 2), 1, "20 ms more until it is published");
+    sim.run(20 * MS);
+    assert_eq!(sim.apps_seen(1, 2), 2);
+    sim.kill(3);
+    sim.input(at(2), Input::Offer(offer(3, 1)));
+    let took = sim.until(2 * SECOND, "heard", |sim| sim.nodes[&at(2)].times_heard > before + 1);
+    assert!(took > 500 * MS, "it was tried several times: {took:?}");
 }
 
 #[test]

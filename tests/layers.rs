@@ -1,0 +1,178 @@
+//! The direction of imports. One crate has no compiler check for it: this is it.
+//!
+//! ```text
+//!  4 edge     main cli config demo
+//!  3 wiring   node
+//!  2 rooms    seed gossip proxy generate health command admin     never name each other
+//!  1 pure     pool balance
+//!  0 leaves   name app member report address log
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LAYERS: &[(&str, u8)] = &[
+    ("name", 0),
+    ("app", 0),
+    ("member", 0),
+    ("report", 0),
+    ("address", 0),
+    ("log", 0),
+    ("pool", 1),
+    ("balance", 1),
+    ("seed", 2),
+    ("gossip", 2),
+    ("proxy", 2),
+    ("generate", 2),
+    ("health", 2),
+    ("command", 2),
+    ("admin", 2),
+    ("node", 3),
+    ("cli", 4),
+    ("config", 4),
+    ("demo", 4),
+    ("main", 4),
+    ("lib", 4),
+];
+
+/// Files that decide and touch nothing.
+const PURE: &[&str] = &[
+    "name.rs",
+    "app.rs",
+    "member.rs",
+    "report.rs",
+    "pool.rs",
+    "balance.rs",
+    "balance/hash.rs",
+    "balance/least_connections.rs",
+    "balance/random.rs",
+    "balance/round_robin.rs",
+    "balance/two_choices.rs",
+    "gossip/codec.rs",
+    "gossip/core.rs",
+    "gossip/identity.rs",
+    "gossip/message.rs",
+    "gossip/record.rs",
+    "gossip/replay.rs",
+    "gossip/seal.rs",
+    "generate/model.rs",
+];
+
+/// What a file that touches nothing does not name.
+const WORLD: &[&str] = &[
+    "tokio::net",
+    "tokio::time",
+    "tokio::fs",
+    "tokio::spawn",
+    "std::fs",
+    "std::net::TcpListener",
+    "UdpSocket",
+    "Instant::now",
+    "SystemTime::now",
+    "std::env",
+    "sleep(",
+    ".await",
+];
+
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    found.sort();
+    assert!(found.len() > 20, "the sources are not where they are looked for");
+    found
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            // Tests at the bottom of a file may use what they like.
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
+            (path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), code)
+        })
+        .collect()
+}
+
+fn room(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap()
+}
+
+/// The rooms that a file names: `crate::ROOM` and `scrimp::ROOM`.
+fn named_rooms(code: &str) -> Vec<(usize, String)> {
+    let mut named = Vec::new();
+    for (number, line) in code.lines().enumerate() {
+        let line = line.split("//").next().unwrap_or_default();
+        for prefix in ["crate::", "scrimp::"] {
+            for (at, _) in line.match_indices(prefix) {
+                let rest = &line[at + prefix.len()..];
+                let word = |text: &str| {
+                    text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+                };
+                match rest.strip_prefix('{') {
+                    Some(list) => named.extend(list.split(',').map(|item| (number + 1, word(item)))),
+                    None => named.push((number + 1, word(rest))),
+                }
+            }
+        }
+    }
+    named
+}
+
+#[test]
+fn rooms_name_only_what_is_below_them() {
+    let layers: BTreeMap<&str, u8> = LAYERS.iter().copied().collect();
+    let (mut wrong, mut checked) = (Vec::new(), 0);
+    for (file, code) in sources() {
+        let mine = room(&file);
+        let my_layer = *layers.get(mine).unwrap_or_else(|| panic!("{file}: its room has no layer: add it to LAYERS"));
+        for (line, named) in named_rooms(&code) {
+            let Some(layer) = layers.get(named.as_str()) else { continue };
+            checked += 1;
+            // The two pure rooms are one thought in two files, and the edge knows itself.
+            let is_allowed = named == mine || *layer < my_layer || my_layer == 4 || (my_layer, *layer) == (1, 1);
+            // Leaves are nouns; those of one layer may name each other.
+            if !is_allowed && (my_layer, *layer) != (0, 0) {
+                wrong.push(format!("src/{file}:{line} names {named}"));
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} imports were recognised");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_files_touch_nothing() {
+    let sources: BTreeMap<String, String> = sources().into_iter().collect();
+    let mut wrong = Vec::new();
+    for file in PURE {
+        let code = sources.get(*file).unwrap_or_else(|| panic!("{file} is gone: mend PURE"));
+        for (number, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap_or_default();
+            for word in WORLD.iter().filter(|word| line.contains(**word)) {
+                wrong.push(format!("src/{file}:{} names {word}", number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_the_edge_reads_the_environment() {
+    let allowed = ["config", "main", "demo", "cli", "node", "log", "address"];
+    for (file, code) in sources() {
+        if !allowed.contains(&room(&file)) {
+            for (number, line) in code.lines().enumerate() {
+                assert!(!line.contains("env::var"), "src/{file}:{} reads the environment", number + 1);
+            }
+        }
+    }
+}
