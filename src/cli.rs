@@ -154,12 +154,12 @@ pub struct Backend {
     /// An application to offer; may be repeated; see below [SCRIMP_APP, separated by spaces]
     #[arg(long = "app", value_name = "SPEC")]
     pub apps: Vec<String>,
-    /// What every node needs.
-    #[command(flatten)]
-    pub common: Common,
     /// A program to run, offer and stop
     #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
+    /// What every node needs.
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// Arguments of `check`.

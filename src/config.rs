@@ -124,7 +124,9 @@ pub fn load(sources: &Sources<'_>, purpose: Purpose) -> Result<Config, Mistakes>
     let is_whole = parsed.is_whole && app_files.iter().all(|(_, parsed)| parsed.is_whole);
     let mut root = Section::new(parsed.whole(), &notes);
     let has_lb = root.has("lb");
-    let has_apps = root.has("app") || !app_files.is_empty() || !given_specs(sources.apps, env).is_empty();
+    let has_apps = (root.has("app") && !root.has_empty_list("app"))
+        || !app_files.is_empty()
+        || !given_specs(sources.apps, env).is_empty();
     let apps = read_apps(sources, &mut root, app_files, &notes);
     let role = match purpose {
         Purpose::Run(role) | Purpose::Check(Some(role)) => Some(role),

@@ -473,6 +473,9 @@ fn a_backend_needs_applications_and_a_balancer_does_not() {
     assert!(etc.load(&Typed::default(), Purpose::Run(Role::Balancer)).is_ok());
     let wrong = etc.load(&Typed::apps(&["web"]), Purpose::Run(Role::Backend)).unwrap_err();
     assert_eq!(wrong.0.len(), 1, "{wrong}");
+    etc.write("scrimp.toml", "app = []");
+    let wrong = etc.load(&Typed::default(), Purpose::Run(Role::Backend)).unwrap_err();
+    assert_eq!(wrong.0.len(), 1, "{wrong}");
 }
 
 #[test]
@@ -495,6 +498,17 @@ fn without_a_key_only_this_machine_may_come_in() {
     }
     let inspected = etc.load(&Typed::default(), Purpose::Inspect).unwrap();
     assert!(inspected.cluster.keys.is_empty());
+}
+
+#[test]
+fn an_application_that_is_wrong_clashes_with_nobody() {
+    let etc = Etc::new();
+    etc.write("scrimp.toml", "[[app]]\nname = 'a'\nport = 1\n[[app]]\nname = 'b'\nport = 2\ndomains = ['b c']");
+    let said = etc.mistakes(&Typed::default());
+    assert!(
+        said.contains("domain \"b c\" is not valid") && said.ends_with("\n1 mistake in the configuration"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -55,24 +55,23 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Placed> {
     let protocol = section.take_or("protocol", Protocol::Http, value::word);
     let address = section.take_or("address", IpAddr::from([127, 0, 0, 1]), health_address);
     let listen = section.take_or("listen", None, |node| value::port(node).map(Some));
-    let has_domains = section.has("domains");
     let domains = section.take_list("domains", value::word::<DomainPattern>).unwrap_or_default();
-    let has_path = section.has("path");
     let path = section.take_or("path", PathPrefix::root(), value::word);
     let weight = section.take_or("weight", Weight::default(), weight);
     let policy = section.take_or("policy", None, |node| policy(node).map(Some));
     let health = health(&mut section, protocol);
     let is_found_by_port = protocol.is_some_and(|protocol| protocol.transport() != Transport::Http);
-    for (key, is_there) in [("domains", has_domains), ("path", has_path)] {
-        if is_found_by_port && is_there {
+    for key in ["domains", "path"] {
+        if is_found_by_port && section.was_given(key) {
             let message = format!("a tcp or udp application is found by its listen port alone: take {key} away");
             section.note(section.place(key), message);
         }
     }
     let place = section.own_place().clone();
+    let has_all_domains = !section.is_wrong("domains");
     section.finish();
 
-    let port = port?;
+    let port = port.filter(|_| has_all_domains)?;
     let default_listen = if is_found_by_port { port } else { const { Port::new(80).unwrap() } };
     let mut app = App {
         name: name?,

@@ -39,8 +39,7 @@ pub(super) fn read(mut section: Section<'_>, flags: &cli::Common, env: Environme
     };
     let bind = section.take_unless("bind", bind.as_ref(), bind_address);
     let advertise = section.take_unless("advertise", advertise.as_ref(), parse_advertise);
-    let is_meant =
-        (bind.is_some() || !section.was_given("bind")) && (advertise.is_some() || !section.was_given("advertise"));
+    let is_meant = !section.is_wrong("bind") && !section.is_wrong("advertise");
     let config = NodeConfig {
         name: section.take_unless("name", name.as_ref(), value::word).unwrap_or_else(host_name),
         bind: bind.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, GOSSIP_PORT))),

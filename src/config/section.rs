@@ -11,6 +11,8 @@ pub(super) struct Section<'n> {
     entries: BTreeMap<String, Entry>,
     /// Every key that was asked for, with the place of its value if it was there.
     asked: BTreeMap<&'static str, Option<Place>>,
+    /// Those whose value, or a part of it, was refused.
+    wrong: Vec<&'static str>,
     notes: &'n Notes,
 }
 
@@ -26,7 +28,7 @@ impl<'n> Section<'n> {
             }
         };
         let entries = entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-        Self { place: node.place, entries, asked: BTreeMap::new(), notes }
+        Self { place: node.place, entries, asked: BTreeMap::new(), wrong: Vec::new(), notes }
     }
 
     /// Whether a key stands here that nobody took yet.
@@ -42,6 +44,11 @@ impl<'n> Section<'n> {
     /// Whether a value was there when `key` was taken, right or wrong.
     pub(super) fn was_given(&self, key: &str) -> bool {
         self.asked.get(key).is_some_and(Option::is_some)
+    }
+
+    /// Whether the value of `key`, or a part of it, was there and was refused.
+    pub(super) fn is_wrong(&self, key: &str) -> bool {
+        self.wrong.contains(&key)
     }
 
     /// Whether a list with nothing in it stands here under `key`.
@@ -65,7 +72,7 @@ impl<'n> Section<'n> {
     /// The value of a key; none if it is missing, or wrong and noted.
     pub(super) fn take<T>(&mut self, key: &'static str, convert: impl FnOnce(&Node) -> Result<T, String>) -> Option<T> {
         let node = self.take_node(key)?;
-        self.noted(&node, convert)
+        self.noted(key, &node, convert)
     }
 
     /// The value of a key, or `default` if it is missing; none only if it is wrong and noted.
@@ -92,7 +99,7 @@ impl<'n> Section<'n> {
         let mine = self.take(key, &convert);
         let Some(over) = over else { return mine };
         self.asked.insert(key, Some(over.place.clone()));
-        self.noted(over, convert)
+        self.noted(key, over, convert)
     }
 
     /// A value that must be there; `remedy` says what to write.
@@ -129,15 +136,8 @@ impl<'n> Section<'n> {
             Value::List(list) => list,
             _ => vec![node],
         });
-        let notes = self.notes;
         let mut read = |nodes: Vec<Node>| -> Vec<(Place, T)> {
-            let one = |node: Node| match convert(&node) {
-                Ok(value) => Some((node.place, value)),
-                Err(message) => {
-                    notes.add(node.place, message);
-                    None
-                }
-            };
+            let one = |node: Node| Some((node.place.clone(), self.noted(key, &node, &mut convert)?));
             nodes.into_iter().filter_map(one).collect()
         };
         let mine = mine.map(&mut read);
@@ -186,8 +186,20 @@ impl<'n> Section<'n> {
         node
     }
 
-    fn noted<T>(&self, node: &Node, convert: impl FnOnce(&Node) -> Result<T, String>) -> Option<T> {
-        convert(node).map_err(|message| self.notes.add(node.place.clone(), message)).ok()
+    fn noted<T>(
+        &mut self,
+        key: &'static str,
+        node: &Node,
+        convert: impl FnOnce(&Node) -> Result<T, String>,
+    ) -> Option<T> {
+        match convert(node) {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.notes.add(node.place.clone(), message);
+                self.wrong.push(key);
+                None
+            }
+        }
     }
 }
 
