@@ -14,6 +14,7 @@ use super::seal::{Channel, Keyring, Opener, Refusal, Sealer};
 use super::stream::{self, Served};
 use super::{Bound, Command};
 use crate::app::App;
+use crate::log::Limiter;
 use crate::member::{NodeId, Roster};
 use crate::name::ClusterName;
 use crate::report::{GossipCounters, JoinReport};
@@ -24,6 +25,9 @@ const DATAGRAMS_A_TURN: usize = 64;
 
 /// A turn longer than this looks like death to the others.
 const SLOW_TURN: Duration = Duration::from_millis(250);
+
+/// How often one kind of warning is said: what a stranger sends must not fill the log.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Answers of pulls and contacts under way; there are never more than a few.
 const RESULTS_MAX: usize = 64;
@@ -116,9 +120,7 @@ impl Driver {
             results,
             results_tx,
             outputs: self.outputs,
-            foreign: Warning::default(),
-            unanswered: Warning::default(),
-            slow: Warning::default(),
+            warnings: Limiter::new(WARN_EVERY),
             leaver: None,
             waiters: Vec::new(),
             has_left: false,
@@ -141,9 +143,7 @@ struct Loop {
     results: mpsc::Receiver<Event>,
     results_tx: mpsc::Sender<Event>,
     outputs: Outputs,
-    foreign: Warning,
-    unanswered: Warning,
-    slow: Warning,
+    warnings: Limiter,
     leaver: Option<oneshot::Sender<()>>,
     waiters: Vec<oneshot::Sender<()>>,
     has_left: bool,
@@ -173,7 +173,7 @@ impl Loop {
                     self.decide(Input::Pulled { node, digest, result });
                 }
                 Event::Contacted { addr, outcome } => {
-                    self.unanswered.warn(began, || outcome.clone());
+                    self.warn("contact", began, || outcome.clone());
                     self.decide(Input::Contacted { addr, outcome });
                 }
                 Event::Deadline => {}
@@ -185,8 +185,9 @@ impl Loop {
             }
             if began.elapsed() > SLOW_TURN {
                 let held_up = began.elapsed().as_millis();
-                self.slow
-                    .warn(began, || format!("the gossip was held up for {held_up} ms: others may suspect this node"));
+                self.warn("slow", began, || {
+                    format!("the gossip was held up for {held_up} ms: others may suspect this node")
+                });
             }
         }
         // What goodbye said is on its way; the thread may end.
@@ -223,6 +224,15 @@ impl Loop {
                 Effect::Heard => self.tell_waiters(),
                 Effect::Left => self.has_left = true,
             }
+        }
+    }
+
+    /// Says a thing once a minute at most, and then how often it held back.
+    fn warn(&mut self, kind: &'static str, now: Instant, text: impl FnOnce() -> String) {
+        match self.warnings.pass(kind, now) {
+            None => {}
+            Some(0) => warn!("{}", text()),
+            Some(held_back) => warn!("{} (and {held_back} more like it since the last such line)", text()),
         }
     }
 
@@ -272,7 +282,7 @@ impl Loop {
             Err(Refusal::Replayed) => counters.dropped_replayed.inc(),
             Err(Refusal::Unauthenticated) => {
                 counters.dropped_unauthenticated.inc();
-                self.foreign.warn(Instant::now(), || {
+                self.warn("foreign", Instant::now(), || {
                     format!("a datagram from {from} is not sealed with our cluster key for our cluster name: dropped")
                 });
             }
@@ -318,26 +328,5 @@ async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// A warning that says itself once a minute at most, and then how often it held back.
-#[derive(Default)]
-struct Warning {
-    last: Option<Instant>,
-    held_back: u64,
-}
-
-impl Warning {
-    fn warn(&mut self, now: Instant, text: impl FnOnce() -> String) {
-        if self.last.is_some_and(|last| now - last < Duration::from_secs(60)) {
-            self.held_back += 1;
-            return;
-        }
-        match self.held_back {
-            0 => warn!("{}", text()),
-            held_back => warn!("{} (and {held_back} more like it in the last minutes)", text()),
-        }
-        *self = Self { last: Some(now), held_back: 0 };
     }
 }

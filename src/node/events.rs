@@ -23,7 +23,7 @@ pub(super) async fn tell(
         tell_members(&now, &mut known);
         let is_alone = join.borrow_and_update().alone;
         if is_alone && !was_alone {
-            warn!("alone: no other member answers any more; looking for seeds");
+            warn!("alone: no other member is left; looking for seeds");
         }
         was_alone = is_alone;
         tokio::select! {
