@@ -78,6 +78,9 @@ pub enum Error {
     /// In the template.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The routes are too many.
+    #[error(transparent)]
+    Routes(#[from] model::TooManyRoutes),
     /// With the file to write, or its folder.
     #[error("{0}")]
     Target(String),
@@ -110,26 +113,36 @@ const RETRY_NOT_RUNNING: Duration = Duration::from_secs(5);
 /// # Errors
 /// The template or a certificate is not as it must be.
 pub fn preview(config: &Config, pools: &Pools) -> Result<String, Error> {
-    let template = Template::load(&config.template)?;
-    Ok(template.render(&Model::new(pools, &Environment::of(config)?))?)
+    Renderer::load(config)?.render(pools)
 }
 
 /// Generate mode, ready to run.
 #[derive(Debug)]
 pub struct Generator {
-    config: Config,
-    template: Template,
-    environment: Environment,
+    target: PathBuf,
+    renderer: Arc<Renderer>,
     apply: Apply,
     counters: Arc<GenerateCounters>,
 }
 
-impl Environment {
-    fn of(config: &Config) -> Result<Self, Error> {
-        Ok(Self {
+/// What rendering takes, apart from the rest so that it can be done in a thread of its own.
+#[derive(Debug)]
+struct Renderer {
+    template: Template,
+    environment: Environment,
+}
+
+impl Renderer {
+    fn load(config: &Config) -> Result<Self, Error> {
+        let environment = Environment {
             ipv6: TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
             certificates: config.certificates.iter().map(CertificateNames::load).collect::<Result<_, _>>()?,
-        })
+        };
+        Ok(Self { template: Template::load(&config.template)?, environment })
+    }
+
+    fn render(&self, pools: &Pools) -> Result<String, Error> {
+        Ok(self.template.render(&Model::new(pools, &self.environment)?)?)
     }
 }
 
@@ -139,13 +152,11 @@ impl Generator {
     /// # Errors
     /// The template, a certificate or the target's folder is not as it must be.
     pub fn new(config: Config, counters: Arc<GenerateCounters>) -> Result<Self, Error> {
-        let environment = Environment::of(&config)?;
         Ok(Self {
-            template: Template::load(&config.template)?,
+            renderer: Arc::new(Renderer::load(&config)?),
             apply: Apply::new(&config, Arc::clone(&counters))?,
-            environment,
             counters,
-            config,
+            target: config.target,
         })
     }
 
@@ -155,7 +166,7 @@ impl Generator {
     /// The template does not fit these pools.
     pub fn render(&self, pools: &Pools) -> Result<String, Error> {
         self.counters.renders.inc();
-        Ok(self.template.render(&Model::new(pools, &self.environment))?)
+        self.renderer.render(pools)
     }
 
     /// Renders for no pools at all, and asks nginx about that and about the configuration that stands. Changes
@@ -194,7 +205,7 @@ struct Run {
 
 impl Run {
     fn new(generator: Generator, report: watch::Sender<Arc<GenerateReport>>) -> Self {
-        let target = generator.config.target.display().to_string();
+        let target = generator.target.display().to_string();
         report.send_replace(Arc::new(GenerateReport { target, ..GenerateReport::default() }));
         let now = Instant::now();
         Self { generator, report, pace: Pace::new(now), retry: Some(now), pause: RETRY_MIN, hold_until: None }
@@ -224,17 +235,19 @@ impl Run {
         }
     }
 
-    async fn turn(&mut self, pools: &Pools) {
+    async fn turn(&mut self, pools: &Arc<Pools>) {
         self.pace.begin();
         self.retry = self.hold_until.filter(|until| pools.routes.is_empty() && Instant::now() < *until);
         if self.retry.is_none() {
             self.hold_until = None;
-            self.bring_into_use(pools).await;
+            self.bring_into_use(Arc::clone(pools)).await;
         }
     }
 
-    async fn bring_into_use(&mut self, pools: &Pools) {
-        let outcome = match self.generator.render(pools) {
+    async fn bring_into_use(&mut self, pools: Arc<Pools>) {
+        let renderer = Arc::clone(&self.generator.renderer);
+        self.generator.counters.renders.inc();
+        let outcome = match apply::blocking(move || renderer.render(&pools)).await {
             Ok(text) => self.generator.apply.apply(&text).await,
             Err(error) => Err(error),
         };

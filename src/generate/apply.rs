@@ -107,6 +107,7 @@ impl Apply {
             }
             self.check(&self.target.path).await?;
             self.reload().await?;
+            self.settle().await?;
         } else {
             self.replace(text, old.is_some()).await?;
         }
@@ -241,7 +242,9 @@ fn explain(error: &ProgramError) -> String {
     }
 }
 
-/// File work waits for the disk, and so has a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+/// What waits for the disk or takes long has a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Error::Target(error.to_string())))
 }

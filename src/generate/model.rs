@@ -6,7 +6,7 @@
 //!
 //! The names of all fields stand in the comment at the top of `templates/nginx.conf.tera`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
@@ -99,6 +99,10 @@ pub struct HttpServer {
     pub chain: String,
     /// The path of its key; empty without TLS.
     pub key: String,
+    /// Whether some location has a pool that speaks `http` or `https`.
+    pub proxies: bool,
+    /// Whether some location has a pool that speaks `h2c`.
+    pub grpc: bool,
     /// What is served where, sorted by path.
     pub locations: Vec<Location>,
     /// What a path that no location covers gets: `pool` (there is none such), `not-found`, `redirect` (to https)
@@ -135,24 +139,38 @@ pub struct StreamPort {
 /// The most that a weight of a `hash` pool is: nginx makes 160 points on its ring for each unit.
 const HASH_WEIGHT_MAX: u16 = 10;
 
+/// The most steps that making the tables of paths may take: hosts times the paths that count for each. Far above
+/// what 16 MiB of text can hold, far below what would keep a machine busy.
+const STEPS_MAX: usize = 2_000_000;
+
+/// The routes are too many to be written out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the hosts and paths of all applications make {0} combinations, more than {STEPS_MAX}: \
+     use wildcards, or let lb.allow refuse what should not be claimed"
+)]
+pub struct TooManyRoutes(usize);
+
 impl Model {
     /// The model of `pools` on this machine.
-    #[must_use]
-    pub fn new(pools: &Pools, environment: &Environment) -> Self {
+    ///
+    /// # Errors
+    /// The routes are too many.
+    pub fn new(pools: &Pools, environment: &Environment) -> Result<Self, TooManyRoutes> {
         let mut routes: Vec<&Route> = pools.routes.iter().collect();
         routes.sort_by_cached_key(|route| route_key(route));
         let mut table = PoolTable::default();
         let targets: Vec<Target> = routes.iter().map(|route| table.target(route)).collect();
-        let http = http_ports(&routes, &targets, environment);
+        let http = http_ports(&routes, &targets, environment)?;
         let stream = |transport| stream_ports(&routes, &targets, transport);
-        Self {
+        Ok(Self {
             ipv6: environment.ipv6,
             names_bucket_bytes: names_bucket_bytes(&http),
             http,
             tcp: stream(Transport::Tcp),
             udp: stream(Transport::Udp),
             pools: table.pools,
-        }
+        })
     }
 }
 
@@ -331,7 +349,11 @@ struct HttpTable<'a> {
     any: Layer<'a>,
 }
 
-fn http_ports(routes: &[&Route], targets: &[Target], environment: &Environment) -> Vec<HttpPort> {
+fn http_ports(
+    routes: &[&Route],
+    targets: &[Target],
+    environment: &Environment,
+) -> Result<Vec<HttpPort>, TooManyRoutes> {
     let mut tables: BTreeMap<u16, HttpTable<'_>> = BTreeMap::new();
     for (route, target) in routes.iter().zip(targets).filter(|(route, _)| route.transport == Transport::Http) {
         let table = tables.entry(route.listen.get()).or_default();
@@ -351,7 +373,10 @@ fn http_ports(routes: &[&Route], targets: &[Target], environment: &Environment) 
             tables.entry(listen).or_default();
         }
     }
-    tables.iter().map(|(listen, table)| http_port(*listen, table, environment)).collect()
+    match tables.values().map(HttpTable::steps).sum() {
+        0..=STEPS_MAX => Ok(tables.iter().map(|(listen, table)| http_port(*listen, table, environment)).collect()),
+        steps => Err(TooManyRoutes(steps)),
+    }
 }
 
 /// The ports that are open whether an application claims them or not.
@@ -389,10 +414,13 @@ fn server(
     environment: &Environment,
 ) -> HttpServer {
     let files = environment.certificates.get(certificate).filter(|_| tls);
+    let speaks = |words: &[&str]| locations.iter().any(|location| words.contains(&location.protocol));
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
     HttpServer {
         default: names.is_empty(),
         names,
+        proxies: speaks(&["http", "https"]),
+        grpc: speaks(&["h2c"]),
         chain: files.map(|files| text(&files.files.chain)).unwrap_or_default(),
         key: files.map(|files| text(&files.files.key)).unwrap_or_default(),
         otherwise: if locations.iter().any(|location| location.path == "/") { "pool" } else { "not-found" },
@@ -413,6 +441,10 @@ fn default_server(listen: u16, table: &HttpTable<'_>, tls: bool, environment: &E
 }
 
 impl<'a> HttpTable<'a> {
+    fn steps(&self) -> usize {
+        self.hosts.keys().flat_map(|domain| self.layers(domain)).map(Vec::len).sum()
+    }
+
     /// The routes that count for a host, the strongest first: its own, those of wildcards above it, those of any.
     fn layers(&self, domain: &DomainPattern) -> Vec<&Layer<'a>> {
         let name = match domain {
@@ -426,20 +458,26 @@ impl<'a> HttpTable<'a> {
 
 /// One table of paths out of several: a path of a weaker layer counts where no stronger one covers it.
 fn locations(layers: &[&Layer<'_>]) -> Vec<Location> {
-    let mut taken: Vec<(&PathPrefix, &Target)> = Vec::new();
+    let mut stronger: HashSet<&str> = HashSet::new();
+    let mut locations = Vec::new();
     for layer in layers {
-        let stronger = taken.len();
+        let mut here = HashSet::new();
         for (path, target) in *layer {
-            let covered = taken[..stronger].iter().any(|(prefix, _)| prefix.covers(path.as_str()));
-            let doubled = taken[stronger..].iter().any(|(prefix, _)| trimmed(prefix) == trimmed(path));
-            if !covered && !doubled {
-                taken.push((path, target));
+            let is_covered = prefixes(trimmed(path)).any(|prefix| stronger.contains(prefix));
+            // `/a` and `/a/` are one.
+            if !is_covered && here.insert(trimmed(path)) {
+                locations.push(location(path, target));
             }
         }
+        stronger.extend(here);
     }
-    let mut locations: Vec<Location> = taken.into_iter().map(|(path, target)| location(path, target)).collect();
     locations.sort();
     locations
+}
+
+/// A path without its final slash, then what is above it, segment by segment.
+fn prefixes(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| path.rsplit_once('/').map(|(above, _)| above))
 }
 
 /// `/api` needs two locations in nginx: `/api` itself and what is below `/api/`.
@@ -466,5 +504,52 @@ fn names_bucket_bytes(ports: &[HttpPort]) -> u32 {
         65..=128 => 128,
         129..=256 => 256,
         _ => 512,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_lies_below_all_its_prefixes() {
+        assert_eq!(prefixes("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", ""]);
+        assert_eq!(prefixes("").collect::<Vec<_>>(), [""]);
+    }
+
+    #[test]
+    fn a_longer_name_needs_a_larger_bucket() {
+        let bucket = |length: usize| {
+            let server = server(vec!["x".repeat(length)], vec![], 0, false, &Environment::default());
+            names_bucket_bytes(&[HttpPort { listen: 80, tls: false, servers: vec![server] }])
+        };
+        assert_eq!([46, 47, 110, 111, 238, 239, 253].map(bucket), [0, 128, 128, 256, 256, 512, 512]);
+    }
+
+    #[test]
+    fn the_hash_of_a_name_is_the_same_everywhere() {
+        assert_eq!(fnv1a("80 http example.com /"), fnv1a("80 http example.com /"));
+        // FNV-1a of nothing is its offset basis.
+        assert_eq!(fnv1a(""), 0xcbf2_9ce4 ^ 0x8422_2325);
+    }
+
+    #[test]
+    fn weights_keep_their_proportions_as_small_numbers() {
+        let reduced = |weights: &[u16], policy| {
+            let mut backends: Vec<(Protocol, BackendModel)> = weights
+                .iter()
+                .map(|weight| {
+                    let model =
+                        BackendModel { address: String::new(), weight: *weight, node: String::new(), protocol: "http" };
+                    (Protocol::Http, model)
+                })
+                .collect();
+            reduce_weights(&mut backends, policy);
+            backends.into_iter().map(|(_, backend)| backend.weight).collect::<Vec<_>>()
+        };
+        assert_eq!(reduced(&[100, 300], PolicyName::RoundRobin), [1, 3]);
+        assert_eq!(reduced(&[100, 101], PolicyName::RoundRobin), [100, 101]);
+        assert_eq!(reduced(&[1, 999], PolicyName::Hash), [1, 10]);
+        assert_eq!(reduced(&[], PolicyName::Hash), [0; 0]);
     }
 }

@@ -211,6 +211,8 @@ fn sample_port(listen: u16, tls: bool) -> HttpPort {
     };
     let server = |default, otherwise, locations| HttpServer {
         default,
+        proxies: true,
+        grpc: true,
         names: if default { vec![] } else { vec!["www.example.com".to_owned()] },
         chain: "/chain.pem".to_owned(),
         key: "/key.pem".to_owned(),
