@@ -11,10 +11,6 @@ use std::time::{Duration, Instant};
 
 use node::{Cluster, Node, Origin, PATIENCE, eventually, free_port, receive};
 
-fn listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
-}
-
 fn spec(origin: SocketAddr, listen: SocketAddr) -> String {
     format!("db:{}/tcp,listen={}", origin.port(), listen.port())
 }
@@ -34,14 +30,18 @@ fn counts(listen: SocketAddr, connections: usize) -> BTreeMap<String, usize> {
 #[test]
 fn an_empty_set_closes_the_client_one_serves_all_four_serve_evenly() {
     let cluster = Cluster::new();
-    let listen = listen();
+    let listen = cluster.listen();
     let lb = cluster.balancer("lb", "");
     // An application that does not answer: its port is open, its pool is empty.
     let dead = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut nobody = serve(&cluster, "nobody", dead, listen);
     eventually("the port is open", || TcpStream::connect(listen).is_ok());
     assert_eq!(receive(listen).unwrap(), "");
-    assert!(lb.metric("scrimp_empty_pool_connections_total").is_some_and(|count| count >= 1.0), "{:?}", lb.get("/metrics"));
+    assert!(
+        lb.metric("scrimp_empty_pool_connections_total").is_some_and(|count| count >= 1.0),
+        "{:?}",
+        lb.get("/metrics")
+    );
 
     let origins: Vec<Origin> = ["a", "b", "c", "d"].map(Origin::line).into();
     let mut backends = vec![serve(&cluster, "a", origins[0].address, listen)];
@@ -80,7 +80,7 @@ fn open(listen: SocketAddr) -> TcpStream {
 #[test]
 fn removal_kills_within_a_second_where_it_is_to_kill() {
     let cluster = Cluster::new();
-    let (listen, origin) = (listen(), holder());
+    let (listen, origin) = (cluster.listen(), holder());
     let lb = cluster.balancer("lb", "on-removal = \"kill\"\n");
     let mut backend = serve(&cluster, "a", origin.address, listen);
     lb.wait_ready_backends("db", 1);
@@ -103,7 +103,7 @@ fn removal_kills_within_a_second_where_it_is_to_kill() {
 fn removal_lets_connections_finish_by_default() {
     let cluster = Cluster::new();
     let (listen, origin) = (
-        listen(),
+        cluster.listen(),
         Origin::serve(|mut stream| {
             let _ = stream.write_all(b"hello\n");
             let mut question = [0; 4];
@@ -127,7 +127,7 @@ fn removal_lets_connections_finish_by_default() {
 #[test]
 fn a_backend_that_moves_takes_no_connection_with_it() {
     let cluster = Cluster::new();
-    let (listen, first, second) = (listen(), holder(), Origin::line("second"));
+    let (listen, first, second) = (cluster.listen(), holder(), Origin::line("second"));
     let lb = cluster.balancer("lb", "on-removal = \"kill\"\n");
     let config = |origin: &Origin| {
         format!("[[app]]\nname = \"db\"\nprotocol = \"tcp\"\nport = {}\nlisten = {}\n", origin.port(), listen.port())
@@ -145,7 +145,7 @@ fn a_backend_that_moves_takes_no_connection_with_it() {
 #[test]
 fn a_refused_connect_moves_on() {
     let cluster = Cluster::new();
-    let (listen, alive) = (listen(), Origin::line("alive"));
+    let (listen, alive) = (cluster.listen(), Origin::line("alive"));
     let refuses = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let lb = cluster.balancer("lb", "");
     let holder = TcpListener::bind(refuses).unwrap();
@@ -162,7 +162,7 @@ fn a_refused_connect_moves_on() {
 #[test]
 fn a_black_hole_delays_nobody_else() {
     let cluster = Cluster::new();
-    let (listen, alive) = (listen(), Origin::line("alive"));
+    let (listen, alive) = (cluster.listen(), Origin::line("alive"));
     let lb = cluster.balancer("lb", "");
     // A listener whose queue is full drops what comes: connecting to it takes for ever.
     let hole = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -211,7 +211,7 @@ fn a_half_close_keeps_the_answer() {
             let _ = write!(stream, "{} bytes", question.len());
         }
     });
-    let listen = listen();
+    let listen = cluster.listen();
     let lb = cluster.balancer("lb", "");
     let _backend = serve(&cluster, "a", origin.address, listen);
     lb.wait_ready_backends("db", 1);
@@ -227,7 +227,7 @@ fn a_half_close_keeps_the_answer() {
 #[test]
 fn running_out_of_descriptors_is_survived() {
     let cluster = Cluster::new();
-    let (listen, origin) = (listen(), holder());
+    let (listen, origin) = (cluster.listen(), holder());
     let lb = cluster.balancer("lb", "");
     let _backend = serve(&cluster, "a", origin.address, listen);
     lb.wait_ready_backends("db", 1);

@@ -418,7 +418,7 @@ impl Core {
             self.schedule(now, after, Timer::Foca(timer));
         }
         while let Some(news) = self.runtime.to_notify() {
-            self.take_news(now, news);
+            self.take_news(now, &news);
         }
     }
 
@@ -429,10 +429,10 @@ impl Core {
             && self.foca.iter_members().any(|member| member.id() == to)
     }
 
-    fn take_news(&mut self, now: Instant, news: OwnedNotification<Identity>) {
+    fn take_news(&mut self, now: Instant, news: &OwnedNotification<Identity>) {
         match news {
-            OwnedNotification::MemberUp(id) => self.member_up(now, id),
-            OwnedNotification::Rename(_, id) => self.member_up(now, id),
+            OwnedNotification::MemberUp(id) => self.member_up(now, *id),
+            OwnedNotification::Rename(_, id) => self.member_up(now, *id),
             OwnedNotification::Idle => {
                 self.lonely_delay = LONELY_DELAY;
                 self.schedule(now, LONELY_DELAY, Timer::Lonely);
@@ -852,7 +852,7 @@ impl Held {
     /// Until new applications are here, the last whole offer stands.
     fn refresh_offer(&mut self) {
         if let (None, Some((_, apps)), Some(record)) = (self.missing_apps(), &self.apps, &self.record) {
-            self.offer = offer(apps, &record.states).or(self.offer.take());
+            self.offer = offer(apps, &record.states).or_else(|| self.offer.take());
         }
     }
 

@@ -40,7 +40,6 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    #[expect(clippy::type_complexity, reason = "the two receivers go straight into their fields")]
     pub(super) fn new(
         cluster: &ClusterName,
         me: NodeId,

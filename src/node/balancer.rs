@@ -89,7 +89,7 @@ async fn reload(
 /// Where requests are served, judged and not yet running.
 enum Output {
     Proxy,
-    Generate(Generator, Arc<GenerateCounters>),
+    Generate(Box<Generator>, Arc<GenerateCounters>),
 }
 
 /// Where requests are served.
@@ -112,7 +112,7 @@ impl Output {
             (Mode::Generate, Some(generate)) => {
                 let counters = Arc::<GenerateCounters>::default();
                 let generator = Generator::new(generate.clone(), Arc::clone(&counters))?;
-                Ok(Self::Generate(generator, counters))
+                Ok(Self::Generate(Box::new(generator), counters))
             }
             (Mode::Generate, None) => anyhow::bail!("lb.mode is generate, and lb.generate is missing"),
             (Mode::Proxy, _) => Ok(Self::Proxy),
@@ -137,7 +137,7 @@ impl Output {
                 let (report, report_rx) = watch::channel(Arc::default());
                 sources.generate = Some(report_rx);
                 sources.generate_counters = Some(Arc::clone(&counters));
-                Ok(Running::Generate(Generating::start(generator, pools, report, counters)))
+                Ok(Running::Generate(Generating::start(*generator, pools, report, counters)))
             }
         }
     }

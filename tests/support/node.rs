@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     eventually_within(PATIENCE, what, String::new, || condition().then_some(()));
 }
 
-/// A port of 127.0.0.1 that nobody has. Somebody may take it before its user does; tests retry nothing, so keep
-/// the time between short.
+/// A port of 127.0.0.1 that nobody has now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -50,6 +49,9 @@ pub struct Cluster {
     pub seed: String,
     pub key: PathBuf,
     pub env: Vec<(String, String)>,
+    /// Where its balancers listen: a loopback address of this cluster's own, so that no other test can have
+    /// taken the port that was free a moment ago.
+    pub ip: Ipv4Addr,
 }
 
 impl Cluster {
@@ -58,16 +60,22 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let seed = format!("file://{}", folder.path().join("seeds").display());
         let key = write_key(folder.path(), "cluster.key");
-        Self { folder, seed, key, env: Vec::new() }
+        let ip = Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255));
+        Self { folder, seed, key, env: Vec::new(), ip }
+    }
+
+    /// A free listen port at this cluster's address.
+    pub fn listen(&self) -> SocketAddr {
+        TcpListener::bind((self.ip, 0)).unwrap().local_addr().unwrap()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A balancer that listens on 127.0.0.1, with more configuration in TOML. Sections: write `[lb]` keys first.
+    /// A balancer that listens at this cluster's address, with more configuration in TOML. Sections: write `[lb]` keys first.
     pub fn balancer(&self, name: &str, lb: &str) -> Node {
-        self.start("lb", name, &format!("[lb]\nbind = [\"127.0.0.1\"]\n{lb}"), &[])
+        self.start("lb", name, &format!("[lb]\nbind = [\"{}\"]\n{lb}", self.ip), &[])
     }
 
     /// A backend with these `--app`s.
