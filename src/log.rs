@@ -55,7 +55,7 @@ impl fmt::Display for LogFormat {
 }
 
 /// Libraries that tell much at `info` and `debug`; whoever wants to hear it names them.
-const QUIET: &str = "aws_=warn,h2=warn,hyper=warn,rustls=warn,tower=warn";
+const QUIET: &str = "aws_=warn,aws_config=error,aws_smithy_runtime=error,aws_sdk_s3=error,h2=warn,hyper=warn,rustls=warn,tower=warn";
 
 /// Starts the log of this process, on standard error. `filter` is a level, or directives as in
 /// `info,scrimp::gossip=debug`.

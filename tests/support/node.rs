@@ -156,7 +156,7 @@ impl Node {
     /// `GET` of its admin API: the status and the body, none if it does not answer.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
@@ -199,9 +199,17 @@ impl Node {
         eventually_within(PATIENCE, &format!("alive: {names:?}"), context, || (self.alive() == names).then_some(()));
     }
 
-    /// Waits until it has so many ready backends of an application.
+    /// Waits until it has so many ready backends of an application, and all listen ports are open.
     pub fn wait_ready_backends(&self, app: &str, count: usize) {
-        self.wait_json("/v1/apps", &format!("{count} ready backends of {app}"), |apps| ready(apps, app) == count);
+        let apps =
+            self.wait_json("/v1/apps", &format!("{count} ready backends of {app}"), |apps| ready(apps, app) == count);
+        let wanted = apps["apps"].as_array().into_iter().flatten().filter_map(|app| app["listen"].as_u64());
+        let wanted: Vec<u64> = wanted.collect();
+        self.wait_json("/v1/status", &format!("open ports: {wanted:?}"), |status| {
+            let Some(listeners) = status["listeners"].as_array() else { return true };
+            let is_open = |listener: &Value| listener["addresses"].as_array().is_some_and(|at| !at.is_empty());
+            wanted.iter().all(|port| listeners.iter().any(|one| one["port"] == *port && is_open(one)))
+        });
     }
 
     /// The value of a metric without labels, or with exactly these.
