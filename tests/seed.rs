@@ -182,23 +182,39 @@ async fn an_instance_s_role_opens_the_bucket() {
         ("/latest/meta-data/placement/region", "eu-central-1"),
     ])
     .await;
-    // The environment decides, and only a process of its own may have another one.
-    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "list_by_the_environment", "--ignored", "--nocapture"]).env_clear();
-    child.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint());
-    child.env("SCRIMP_TEST_URL", format!("s3://{BUCKET}/p?endpoint={}", server.endpoint()));
-    let output = within(30, child.output()).await.unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("found lb-1"), "{said} {}", String::from_utf8_lossy(&output.stderr));
+    let said =
+        list_in_environment(&format!("s3://{BUCKET}/p?endpoint={}", server.endpoint()), &metadata.endpoint()).await;
+    assert!(said.contains("found lb-1"), "{said}");
 }
 
-/// Not a test by itself: what `an_instance_s_role_opens_the_bucket` runs.
 #[tokio::test]
-#[ignore = "run by another test, with an environment of its own"]
+async fn where_nobody_gives_credentials_the_remedy_is_named_within_seconds() {
+    let server = canned("HTTP/1.1 500 Not reached\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+    let url = format!("s3://{BUCKET}/p?endpoint=http://{server}");
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for metadata in [silent.local_addr().unwrap(), Metadata::start(&[]).await.0] {
+        let said = list_in_environment(&url, &format!("http://{metadata}")).await;
+        assert!(said.contains("NoCredentials") && said.contains("?credentials="), "{said}");
+    }
+}
+
+/// Lists a store in a process of its own: the environment decides there, and is shared by the tests of this one.
+async fn list_in_environment(url: &str, metadata: &str) -> String {
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "list_by_the_environment", "--ignored", "--nocapture"]).env_clear();
+    child.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata).env("SCRIMP_TEST_URL", url);
+    let output = within(10, child.output()).await.unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Not a test by itself: what `list_in_environment` runs.
+#[tokio::test]
+#[ignore = "run by other tests, with an environment of its own"]
 async fn list_by_the_environment() {
     let Ok(url) = std::env::var("SCRIMP_TEST_URL") else { return };
-    for object in open(&url).list().await.unwrap().objects {
-        println!("found {}", object.node);
+    match open(&url).list().await {
+        Ok(listing) => listing.objects.iter().for_each(|object| println!("found {}", object.node)),
+        Err(error) => println!("{:?}: {error}", error.kind),
     }
 }
 
@@ -214,7 +230,10 @@ async fn a_stopped_s3_server_costs_seconds_and_is_used_again_when_it_is_back() {
         assert!(error.to_string().contains(&server.endpoint()), "{error}");
     }
     server.restart();
-    assert_eq!(store.list().await.unwrap().objects, [object("lb-1", 1)]);
+    eventually_async("recovery", async || {
+        store.list().await.is_ok_and(|listing| listing.objects == [object("lb-1", 1)])
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -7,14 +7,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, imds};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
+    RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider, SharedHttpClient,
+    StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
@@ -37,6 +39,7 @@ const PAGES_MAX: usize = 4;
 const FETCHES_MAX: usize = 8;
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+const METADATA_LIMIT: Duration = Duration::from_secs(2);
 const OPERATION_LIMIT: Duration = Duration::from_secs(5);
 
 /// A bucket's prefix.
@@ -178,6 +181,7 @@ impl Bucket {
         let url = &place.url;
         let http = http_client(url.endpoint.as_deref());
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .no_credentials()
             .http_client(http.clone())
             .timeout_config(time_limits())
             .retry_config(RetryConfig::standard().with_max_attempts(2).with_initial_backoff(Duration::from_millis(200)))
@@ -186,22 +190,20 @@ impl Bucket {
         if let Some(profile) = &url.profile {
             loader = loader.profile_name(profile);
         }
-        if let Some(file) = &url.credentials {
-            loader = loader.credentials_provider(credentials_file(file, url.profile.as_deref(), http));
-        }
         // A store with an address of its own rarely cares; asking a cloud's metadata for it would take seconds.
         let region = url.region.clone().or_else(|| url.endpoint.as_ref().map(|_| "us-east-1".to_owned()));
         if let Some(region) = region {
             loader = loader.region(Region::new(region));
         }
         let shared = loader.load().await;
-        if shared.region().is_none() {
+        let Some(region) = shared.region().cloned() else {
             return Err(SeedError::new(
                 SeedErrorKind::Settings,
                 format_args!("{url}: the region is not known; add ?region=REGION, or set AWS_REGION"),
             ));
-        }
+        };
         let mut config = aws_sdk_s3::config::Builder::from(&shared)
+            .credentials_provider(credentials(url, region, http).await)
             .disable_s3_express_session_auth(true)
             // Older compatible stores refuse the checksums that Amazon's has by default.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -282,14 +284,29 @@ fn time_limits() -> TimeoutConfig {
         .build()
 }
 
+/// The file that the address names, else the usual places: environment, profile, container, instance.
+async fn credentials(url: &S3Url, region: Region, http: SharedHttpClient) -> SharedCredentialsProvider {
+    let settings = ProviderConfig::without_region().with_http_client(http);
+    if let Some(file) = &url.credentials {
+        let profile = url.profile.as_deref().unwrap_or("default");
+        return SharedCredentialsProvider::new(credentials_file(file, profile, &settings));
+    }
+    // Outside of Amazon's network nobody answers there, and the limit on the whole operation is not far.
+    let metadata =
+        imds::Client::builder().configure(&settings).max_attempts(2).operation_timeout(METADATA_LIMIT).build();
+    let mut chain = DefaultCredentialsChain::builder().configure(settings).region(region).imds_client(metadata);
+    if let Some(profile) = &url.profile {
+        chain = chain.profile_name(profile);
+    }
+    SharedCredentialsProvider::new(chain.build().await)
+}
+
 // The names these types moved to are in a crate that is no dependency of ours for anything else.
 #[allow(deprecated)]
-fn credentials_file(file: &Path, profile: Option<&str>, http: SharedHttpClient) -> ProfileFileCredentialsProvider {
+fn credentials_file(file: &Path, profile: &str, settings: &ProviderConfig) -> ProfileFileCredentialsProvider {
     use aws_config::profile::profile_file::{ProfileFileKind, ProfileFiles};
     let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
-    let settings = ProviderConfig::without_region().with_http_client(http);
-    let provider = ProfileFileCredentialsProvider::builder().configure(&settings).profile_files(files);
-    provider.profile_name(profile.unwrap_or("default")).build()
+    ProfileFileCredentialsProvider::builder().configure(settings).profile_files(files).profile_name(profile).build()
 }
 
 async fn read_body(mut body: ByteStream) -> Result<Vec<u8>, String> {

@@ -125,11 +125,19 @@ impl S3 {
         ]
     }
 
-    /// It serves once S3 answers, and the bucket is there, which the filer tells without credentials.
+    /// It serves once S3 answers, the bucket is there, and something can be stored, which the filer tells without
+    /// credentials.
     fn await_ready(&mut self, deadline: Instant) -> Result<(), String> {
         let (s3, filer) = (self.ports.0[0], self.ports.0[6]);
+        let bucket = format!("/buckets/{BUCKET}/");
+        let serves = || {
+            status(s3, "GET", "/", "").is_some()
+                && status(filer, "GET", &bucket, "") == Some(200)
+                && status(filer, "PUT", "/ready", "ready") == Some(201)
+                && status(filer, "GET", "/ready", "") == Some(200)
+        };
         loop {
-            if status(s3, "/").is_some() && status(filer, &format!("/buckets/{BUCKET}/")) == Some(200) {
+            if serves() {
                 return Ok(());
             }
             let ended = self.server.as_mut().and_then(|server| server.try_wait().ok().flatten());
@@ -174,12 +182,13 @@ fn weed() -> PathBuf {
     installed
 }
 
-/// The status with which a path is answered, if it is.
-fn status(port: u16, path: &str) -> Option<u16> {
+/// The status with which a request is answered, if it is.
+fn status(port: u16, method: &str, path: &str, body: &str) -> Option<u16> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut connection = TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok()?;
     connection.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
-    write!(connection, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+    let length = body.len();
+    write!(connection, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}").ok()?;
     let mut answer = [0; 12];
     connection.read_exact(&mut answer).ok()?;
     std::str::from_utf8(&answer).ok()?.rsplit(' ').next()?.parse().ok()
