@@ -408,10 +408,14 @@ impl Scripted {
         std::fs::read_to_string(self.target()).ok()
     }
 
-    fn leftovers(&self) -> Vec<String> {
-        let names = std::fs::read_dir(self.folder.path()).unwrap();
-        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with('.')).collect()
+    /// Waits until nothing hidden is left beside the target.
+    fn await_tidy(&self) {
+        eventually("nothing is left over", || {
+            let names = std::fs::read_dir(self.folder.path()).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let hidden: Vec<String> = names.filter(|name| name.starts_with('.')).collect();
+            if hidden.is_empty() { Ok(()) } else { Err(hidden) }
+        });
     }
 }
 
@@ -449,7 +453,7 @@ fn an_unchanged_state_writes_nothing_and_reloads_nothing() {
     running.publish(some_pools(4));
     running.await_reloads(2);
     assert_ne!(place.text().unwrap(), text);
-    assert!(place.leftovers().is_empty(), "{:?}", place.leftovers());
+    place.await_tidy();
 }
 
 #[test]
@@ -479,6 +483,12 @@ fn a_restart_does_not_replace_a_good_file_before_it_knows_anything() {
     let text = place.text().unwrap();
     let again = Running::start(place.config(), Pools::default());
     again.publish(Pools::default());
+    // Well beyond the time in which a change is applied.
+    let watched = Instant::now();
+    while watched.elapsed() < Duration::from_millis(600) {
+        assert_eq!(place.text().as_ref(), Some(&text));
+        std::thread::sleep(Duration::from_millis(20));
+    }
     again.publish(some_pools(2));
     eventually("the cluster is known", || again.report().last_ok.map(drop).ok_or_else(|| again.report()));
     assert_eq!((place.text().unwrap(), place.reload.calls()), (text, 1));
@@ -609,7 +619,7 @@ fn a_reload_that_fails_leaves_the_old_file_and_is_tried_again() {
     place.reload.answer(0, "");
     running.publish(some_pools(2));
     running.await_reloads(3);
-    assert!(place.leftovers().is_empty(), "{:?}", place.leftovers());
+    place.await_tidy();
 }
 
 #[test]
