@@ -1,7 +1,7 @@
 //! TCP through the real program: a balancer and backends as processes of their own.
 
 #[path = "support/node.rs"]
-#[allow(dead_code, reason = "each test program uses a part of what they share")]
+#[allow(dead_code, unreachable_pub, reason = "each test program uses a part of what they share")]
 mod node;
 
 use std::collections::BTreeMap;
