@@ -191,11 +191,12 @@ impl Manager {
         };
         let mut addresses = Vec::new();
         let mut reasons = Vec::new();
-        for ((at, address), place) in &self.places {
+        let first = (port, SocketAddr::from(([0, 0, 0, 0], 0)));
+        for ((_, address), place) in self.places.range(first..).take_while(|((at, _), _)| *at == port) {
             match place {
-                Place::Open(_) if *at == port => addresses.push(*address),
-                Place::Failed { reason, .. } if *at == port => reasons.push(reason.as_str()),
-                _ => {}
+                Place::Open(_) => addresses.push(*address),
+                Place::Failed { reason, .. } => reasons.push(reason.as_str()),
+                Place::Skipped => {}
             }
         }
         ListenReport { port, transport, addresses, error: (!reasons.is_empty()).then(|| reasons.join("; ")) }

@@ -1,7 +1,7 @@
 //! A worker: one thread, one runtime, the connections it accepted.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -101,8 +101,9 @@ impl Worker {
     fn follow(self: &Rc<Self>, sockets: &Sockets, accepting: &mut HashMap<usize, AbortHandle>) {
         // A socket is the same as long as it lives at one place in memory, and each task keeps its own alive.
         let key = |socket: &ListenSocket| Arc::as_ptr(&socket.socket) as usize;
+        let wanted: HashSet<usize> = sockets.iter().map(key).collect();
         accepting.retain(|at, task| {
-            let stays = sockets.iter().any(|socket| key(socket) == *at) && !task.is_finished();
+            let stays = wanted.contains(at) && !task.is_finished();
             if !stays {
                 task.abort();
             }

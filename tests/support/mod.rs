@@ -237,12 +237,12 @@ impl Origin {
     pub fn greeting(name: &'static str) -> Self {
         Self::start(move |mut stream| {
             let _ = stream.write_all(name.as_bytes());
-            echo(stream);
+            echo(&stream);
         })
     }
 
     pub fn echo() -> Self {
-        Self::start(echo)
+        Self::start(|stream| echo(&stream))
     }
 
     pub fn accepted(&self) -> usize {
@@ -257,8 +257,8 @@ impl Origin {
     }
 }
 
-pub fn echo(stream: TcpStream) {
-    let _ = io::copy(&mut &stream, &mut &stream);
+pub fn echo(stream: &TcpStream) {
+    let _ = io::copy(&mut &*stream, &mut &*stream);
     let _ = stream.shutdown(Shutdown::Write);
 }
 
@@ -318,7 +318,179 @@ pub fn is_ended(stream: &TcpStream) -> bool {
     ended
 }
 
-/// Closes with a reset.
+/// Makes the close of this connection a reset. For the last handle of it.
 pub fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+/// A request or a response, as it came over the wire.
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    pub line: String,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub trailers: Vec<(String, String)>,
+    /// The body was broken off.
+    pub is_cut: bool,
+}
+
+impl Message {
+    /// The value of a field that is there once; none if it is not there.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut found = self.fields.iter().filter(|(field, _)| field.eq_ignore_ascii_case(name));
+        let value = found.next().map(|(_, value)| value.as_str());
+        assert!(found.next().is_none(), "{name} stands more than once: {self:?}");
+        value
+    }
+
+    pub fn status(&self) -> u16 {
+        self.line.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+/// One side of an HTTP connection, without any help.
+pub struct Wire {
+    pub stream: TcpStream,
+    reader: io::BufReader<TcpStream>,
+}
+
+impl Wire {
+    pub fn new(stream: TcpStream) -> Self {
+        let reader = io::BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        match io::BufRead::read_line(&mut self.reader, &mut line) {
+            Ok(count) if count > 0 => Some(line.trim_end_matches(['\r', '\n']).to_owned()),
+            _ => None,
+        }
+    }
+
+    fn fields(&mut self) -> Option<Vec<(String, String)>> {
+        let mut fields = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                return Some(fields);
+            }
+            let (name, value) = line.split_once(':').unwrap();
+            fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+    }
+
+    /// A first line and fields; none at the connection's end.
+    pub fn head(&mut self) -> Option<Message> {
+        let line = self.line()?;
+        Some(Message { line, fields: self.fields()?, ..Message::default() })
+    }
+
+    /// A request with its body.
+    pub fn request(&mut self) -> Option<Message> {
+        let mut message = self.head()?;
+        if message.field("transfer-encoding").is_some() || message.field("content-length").is_some() {
+            self.body(&mut message);
+        }
+        Some(message)
+    }
+
+    /// A response with its body.
+    pub fn response(&mut self) -> Message {
+        let mut message = self.head().expect("a response");
+        if !matches!(message.status(), 100..=199 | 204 | 304) {
+            self.body(&mut message);
+        }
+        message
+    }
+
+    /// A body, framed as the fields say: by chunks, by length, or by the end of the connection.
+    pub fn body(&mut self, message: &mut Message) {
+        if message.field("transfer-encoding").is_some() {
+            loop {
+                let Some(size) = self.line().and_then(|line| usize::from_str_radix(&line, 16).ok()) else {
+                    message.is_cut = true;
+                    return;
+                };
+                if size == 0 {
+                    message.trailers = self.fields().unwrap_or_default();
+                    return;
+                }
+                message.is_cut = !self.exactly(size, &mut message.body) || self.line().is_none();
+                if message.is_cut {
+                    return;
+                }
+            }
+        } else if let Some(length) = message.field("content-length").map(|length| length.parse().unwrap()) {
+            message.is_cut = !self.exactly(length, &mut message.body);
+        } else {
+            message.is_cut = self.reader.read_to_end(&mut message.body).is_err();
+        }
+    }
+
+    fn exactly(&mut self, count: usize, into: &mut Vec<u8>) -> bool {
+        let before = into.len();
+        let read = (&mut self.reader).take(count as u64).read_to_end(into);
+        read.is_ok() && into.len() - before == count
+    }
+
+    /// Everything up to the end of the connection; an error if that was a reset.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.reader.read_to_end(&mut bytes).map(|_| bytes)
+    }
+
+    pub fn read_some(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(into)
+    }
+
+    pub fn read_exactly(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        assert!(self.exactly(count, &mut bytes), "{count} bytes were to come");
+        bytes
+    }
+}
+
+impl Origin {
+    /// An HTTP server: what `answer` makes of a request is sent as it is; none ends the connection.
+    pub fn http(answer: impl Fn(&Message) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self::start(move |stream| {
+            let mut wire = Wire::new(stream);
+            while let Some(request) = wire.request() {
+                let Some(response) = answer(&request) else {
+                    return;
+                };
+                if wire.stream.write_all(&response).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// An HTTP server that answers with its name.
+    pub fn named(name: &'static str) -> Self {
+        Self::http(move |_| Some(ok(name)))
+    }
+
+    /// An HTTP server that answers with the request's header, a field a line.
+    pub fn mirror() -> Self {
+        Self::http(|request| {
+            let fields: String = request.fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+            Some(ok(&format!("{}\n{fields}\n{}", request.line, String::from_utf8_lossy(&request.body))))
+        })
+    }
+}
+
+/// A plain response.
+pub fn ok(text: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).into_bytes()
 }
