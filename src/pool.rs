@@ -7,7 +7,7 @@
 //! [`Pools`] is immutable and published whole. What a connection changes (counters, the place in the turn)
 //! are atomics behind `Arc`s that [`Pools::next`] carries over while an application's address stays.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -263,10 +263,13 @@ impl Pools {
     /// are not cancelled here: that is [`Pools::cancel_gone`], once the new pools are published.
     #[must_use]
     pub fn next(&self, roster: &Roster, rules: &Rules) -> Self {
-        let mut build = Build { last: self, rules, claims: BTreeMap::new(), next: Self::default() };
-        for member in &roster.members {
-            build.add_member(member);
-        }
+        let mut build = Build::new(self, rules);
+        let (active, rest): (Vec<&Member>, Vec<&Member>) =
+            roster.members.iter().partition(|member| member.state.is_active());
+        let names: HashSet<Option<&NodeName>> = active.iter().map(|member| member.name.as_ref()).collect();
+        active.iter().for_each(|member| build.add_member(member));
+        // What a node offered before it went down counts until it is back, with another offer perhaps.
+        rest.iter().filter(|member| !names.contains(&member.name.as_ref())).for_each(|member| build.add_member(member));
         build.finish()
     }
 
@@ -283,17 +286,47 @@ impl Pools {
 
 type RouteKey = (Port, Transport, Option<DomainPattern>, PathPrefix);
 
-/// Who claims one route: application name → (its policy, its ready backends).
-type Claims = BTreeMap<AppName, (Option<PolicyName>, Vec<Arc<Backend>>, Vec<NodeId>)>;
+/// Who claims one route, by application name.
+type Claims = BTreeMap<AppName, Claim>;
+
+#[derive(Default)]
+struct Claim {
+    policy: Option<PolicyName>,
+    /// Those that are ready.
+    backends: Vec<Arc<Backend>>,
+    /// The active nodes that make the claim. None: all are down, and the claim yields to any other.
+    nodes: Vec<NodeId>,
+}
+
+impl Claim {
+    fn is_active(&self) -> bool {
+        !self.nodes.is_empty()
+    }
+}
 
 struct Build<'a> {
     last: &'a Pools,
     rules: &'a Rules,
     claims: BTreeMap<RouteKey, Claims>,
     next: Pools,
+    /// The pools of `last`, each once, by application.
+    last_pools: HashMap<&'a AppName, Vec<&'a Arc<Pool>>>,
+    /// The pools made so far, by application.
+    made: HashMap<AppName, Vec<Arc<Pool>>>,
 }
 
-impl Build<'_> {
+impl<'a> Build<'a> {
+    fn new(last: &'a Pools, rules: &'a Rules) -> Self {
+        let mut last_pools: HashMap<&AppName, Vec<&Arc<Pool>>> = HashMap::new();
+        for route in &last.routes {
+            let pools = last_pools.entry(&route.pool.app).or_default();
+            if !pools.iter().any(|pool| Arc::ptr_eq(pool, &route.pool)) {
+                pools.push(&route.pool);
+            }
+        }
+        Self { last, rules, claims: BTreeMap::new(), next: Pools::default(), last_pools, made: HashMap::new() }
+    }
+
     /// A member that said goodbye offers nothing; one that went down leaves its routes standing, empty, so
     /// that its clients are told to come back rather than refused.
     fn add_member(&mut self, member: &Member) {
@@ -310,31 +343,27 @@ impl Build<'_> {
 
     fn add_app(&mut self, member: &Member, node_name: &NodeName, app: &App, state: AppState) {
         let allow = &self.rules.allow;
+        let is_active = member.state.is_active();
         if !allow.port(app.listen) {
-            self.refuse(member.id, app, format!("lb.allow does not let backends claim port {}", app.listen));
+            self.refuse(member, app, format!("lb.allow does not let backends claim port {}", app.listen));
             return;
         }
-        let hosts: Vec<Option<DomainPattern>> = match app.domains.as_slice() {
-            [] => vec![None],
-            some => some.iter().cloned().map(Some).collect(),
-        };
-        let backend = member.state.is_active().then(|| self.backend(member, node_name, app));
-        for host in hosts {
+        let backend = is_active.then(|| self.backend(member, node_name, app));
+        for (host, path) in places(app) {
             if !allow.claim(app.listen, host.as_ref()) {
                 let what = host.map_or_else(|| "any host".to_owned(), |host| host.to_string());
-                self.refuse(
-                    member.id,
-                    app,
-                    format!("lb.allow does not let backends claim {what} on port {}", app.listen),
-                );
+                let reason = format!("lb.allow does not let backends claim {what} on port {}", app.listen);
+                self.refuse(member, app, reason);
                 continue;
             }
-            let key = (app.listen, app.protocol.transport(), host, app.path.clone());
+            let key = (app.listen, app.protocol.transport(), host, path);
             let claim = self.claims.entry(key).or_default().entry(app.name.clone()).or_default();
-            claim.0 = claim.0.or(app.policy);
-            claim.2.push(member.id);
+            claim.policy = claim.policy.or(app.policy);
+            if is_active {
+                claim.nodes.push(member.id);
+            }
             if let (Some(backend), AppState::Ready) = (&backend, state) {
-                claim.1.push(Arc::clone(backend));
+                claim.backends.push(Arc::clone(backend));
             }
         }
     }
@@ -355,107 +384,109 @@ impl Build<'_> {
         })
     }
 
-    fn refuse(&mut self, node: NodeId, app: &App, reason: String) {
-        self.next.refused.push(Refused { node, app: app.name.clone(), reason });
+    fn refuse(&mut self, member: &Member, app: &App, reason: String) {
+        if member.state.is_active() {
+            self.next.refused.push(Refused { node: member.id, app: app.name.clone(), reason });
+        }
+    }
+
+    fn refuse_claim(&mut self, app: &AppName, claim: &Claim, reason: &str) {
+        let refused = |node: &NodeId| Refused { node: *node, app: app.clone(), reason: reason.to_owned() };
+        self.next.refused.extend(claim.nodes.iter().map(refused));
     }
 
     fn finish(mut self) -> Pools {
         let owners = self.port_owners();
-        let last_pools: HashMap<RouteKey, &Arc<Pool>> =
+        let last_routes: HashMap<RouteKey, &Arc<Pool>> =
             self.last.routes.iter().map(|route| (route_key(route), &route.pool)).collect();
-        let mut made: Vec<Arc<Pool>> = Vec::new();
-        let mut routes = Vec::new();
-        for (key, mut claims) in std::mem::take(&mut self.claims) {
+        for (key, claims) in std::mem::take(&mut self.claims) {
             let (listen, transport) = (key.0, key.1);
             if transport != Transport::Udp && owners.get(&listen) != Some(&transport) {
-                for (app, (_, _, nodes)) in claims {
-                    let reason = format!("port {listen} is already served with another protocol");
-                    self.next.refused.extend(nodes.into_iter().map(|node| Refused {
-                        node,
-                        app: app.clone(),
-                        reason: reason.clone(),
-                    }));
-                }
-                continue;
+                let reason = format!("port {listen} is already served with another protocol");
+                claims.iter().for_each(|(app, claim)| self.refuse_claim(app, claim, &reason));
+            } else {
+                self.add_route(key, claims, &last_routes);
             }
-            let last_pool = last_pools.get(&key).copied();
-            let owner = last_pool.map(|pool| &pool.app).filter(|app| claims.contains_key(*app)).cloned();
-            let Some(owner) = owner.or_else(|| claims.keys().next().cloned()) else {
-                continue;
-            };
-            let Some((policy, mut backends, _)) = claims.remove(&owner) else {
-                continue;
-            };
-            for (app, (_, _, nodes)) in claims {
-                let reason = format!("{} belongs to application {owner}", describe(&key));
-                self.next.refused.extend(nodes.into_iter().map(|node| Refused {
-                    node,
-                    app: app.clone(),
-                    reason: reason.clone(),
-                }));
-            }
-            backends.sort_by_key(|backend| backend.address);
-            backends.dedup_by_key(|backend| backend.address);
-            let pool = share(&mut made, owner, backends, policy.unwrap_or(self.rules.policy), last_pool);
-            let (listen, transport, domain, path) = key;
-            routes.push(Route { listen, transport, domain, path, pool });
         }
-        self.next.ports = ports(&routes);
-        self.next.routes = routes;
+        self.next.ports = ports(&self.next.routes);
         self.next.refused.sort();
         self.next.refused.dedup();
         self.next
     }
 
-    /// HTTP or TCP, for each claimed stream port: what it is now, else what the smallest application name wants.
+    fn add_route(&mut self, key: RouteKey, mut claims: Claims, last_routes: &HashMap<RouteKey, &'a Arc<Pool>>) {
+        let last_pool = last_routes.get(&key).copied();
+        let had_it = |app: &AppName| last_pool.is_some_and(|pool| pool.app == *app);
+        // Names come sorted, and the first of equals wins `min_by_key`.
+        let owner = claims.iter().min_by_key(|(app, claim)| (!claim.is_active(), !had_it(app)));
+        let Some((owner, claim)) = owner.map(|(app, _)| app.clone()).and_then(|app| claims.remove_entry(&app)) else {
+            return;
+        };
+        let reason = format!("{} belongs to application {owner}", describe(&key));
+        claims.iter().for_each(|(app, claim)| self.refuse_claim(app, claim, &reason));
+        let pool = self.pool(owner, claim, last_pool);
+        let (listen, transport, domain, path) = key;
+        self.next.routes.push(Route { listen, transport, domain, path, pool });
+    }
+
+    /// Routes of one application with the same backends share one pool, so that they share one turn. A pool that
+    /// does not change stays the same; one that does goes on from where the route's last one was.
+    fn pool(&mut self, app: AppName, claim: Claim, last: Option<&'a Arc<Pool>>) -> Arc<Pool> {
+        let policy = claim.policy.unwrap_or(self.rules.policy);
+        let mut backends = claim.backends;
+        backends.sort_by_key(|backend| backend.address);
+        backends.dedup_by_key(|backend| backend.address);
+        let is_same = |pool: &Pool| pool.balancer.policy() == policy && pool.backends == backends;
+        let made = self.made.entry(app.clone()).or_default();
+        if let Some(twin) = made.iter().find(|pool| is_same(pool)) {
+            return Arc::clone(twin);
+        }
+        let last_pools = self.last_pools.get(&app).map(Vec::as_slice).unwrap_or_default();
+        let pool = match last_pools.iter().find(|pool| is_same(pool)) {
+            Some(same) => Arc::clone(same),
+            None => {
+                let last = last.filter(|last| last.app == app).or_else(|| last_pools.first().copied());
+                let balancer = match last {
+                    Some(last) => last.balancer.next(policy, &last.backends, &backends),
+                    None => Balancer::new(policy, &backends),
+                };
+                Arc::new(Pool { app, backends, balancer })
+            }
+        };
+        made.push(Arc::clone(&pool));
+        pool
+    }
+
+    /// HTTP or TCP, for each claimed stream port: what somebody active wants, what it is now, what the smallest
+    /// application name wants, in this order.
     fn port_owners(&self) -> BTreeMap<Port, Transport> {
-        let mut wanted: BTreeMap<Port, (bool, &AppName, Transport)> = BTreeMap::new();
+        let mut wanted: BTreeMap<Port, (bool, bool, &AppName, Transport)> = BTreeMap::new();
         for ((listen, transport, _, _), claims) in &self.claims {
-            let Some(name) = claims.keys().next().filter(|_| *transport != Transport::Udp) else {
-                continue;
-            };
-            let held = match self.last.stream(*listen) {
+            let is_held = match self.last.stream(*listen) {
                 Some(PortRoutes::Http(_)) => *transport == Transport::Http,
                 Some(PortRoutes::Tcp(_)) => *transport == Transport::Tcp,
                 _ => false,
             };
-            let candidate = (!held, name, *transport);
-            let best = wanted.entry(*listen).or_insert(candidate);
-            *best = candidate.min(*best);
+            for (app, claim) in claims.iter().filter(|_| *transport != Transport::Udp) {
+                let candidate = (!claim.is_active(), !is_held, app, *transport);
+                let best = wanted.entry(*listen).or_insert(candidate);
+                *best = candidate.min(*best);
+            }
         }
-        wanted.into_iter().map(|(listen, (_, _, transport))| (listen, transport)).collect()
+        wanted.into_iter().map(|(listen, (_, _, _, transport))| (listen, transport)).collect()
     }
 }
 
-/// Routes of one application with the same backends share one pool, so that they share one turn.
-fn share(
-    made: &mut Vec<Arc<Pool>>,
-    app: AppName,
-    backends: Vec<Arc<Backend>>,
-    policy: PolicyName,
-    last: Option<&Arc<Pool>>,
-) -> Arc<Pool> {
-    // Routes come sorted, and one application's are mostly neighbours: a short look back finds them.
-    let twin = made
-        .iter()
-        .rev()
-        .take(64)
-        .find(|pool| pool.app == app && pool.balancer.policy() == policy && pool.backends == backends);
-    if let Some(twin) = twin {
-        return Arc::clone(twin);
+/// Each host and path that an application claims. A final slash means nothing: `/api` and `/api/` are one route.
+fn places(app: &App) -> Vec<(Option<DomainPattern>, PathPrefix)> {
+    if app.protocol.transport() != Transport::Http {
+        return vec![(None, PathPrefix::root())];
     }
-    let pool = match last {
-        Some(last) if last.app == app && last.balancer.policy() == policy && last.backends == backends => {
-            Arc::clone(last)
-        }
-        Some(last) if last.app == app => {
-            let balancer = last.balancer.next(policy, &last.backends, &backends);
-            Arc::new(Pool { app, backends, balancer })
-        }
-        _ => Arc::new(Pool { balancer: Balancer::new(policy, &backends), app, backends }),
-    };
-    made.push(Arc::clone(&pool));
-    pool
+    let path = app.path.as_str().trim_end_matches('/').parse().unwrap_or_else(|_| PathPrefix::root());
+    match app.domains.as_slice() {
+        [] => vec![(None, path)],
+        some => some.iter().map(|domain| (Some(domain.clone()), path.clone())).collect(),
+    }
 }
 
 fn ports(routes: &[Route]) -> BTreeMap<(Port, bool), PortRoutes> {
@@ -501,5 +532,478 @@ fn describe((listen, transport, domain, path): &RouteKey) -> String {
         (Transport::Udp, _) => format!("UDP port {listen}"),
         (Transport::Http, Some(domain)) => format!("{domain}:{listen}{path}"),
         (Transport::Http, None) => format!("any host on port {listen}{path}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::time::{Instant, SystemTime};
+
+    use super::*;
+    use crate::app::Offer;
+    use crate::member::Role;
+
+    /// What a test says about one node; the rest is usual.
+    #[derive(Clone)]
+    struct Node {
+        id: u64,
+        name: String,
+        octet: u8,
+        state: MemberState,
+        apps: Vec<(App, AppState)>,
+    }
+
+    fn node(id: u8, apps: &[App]) -> Node {
+        Node {
+            id: u64::from(id),
+            name: format!("n{id}"),
+            octet: id,
+            state: MemberState::Alive,
+            apps: apps.iter().map(|app| (app.clone(), AppState::Ready)).collect(),
+        }
+    }
+
+    impl Node {
+        fn member(&self) -> Member {
+            Member {
+                id: NodeId(self.id),
+                name: Some(self.name.parse().unwrap()),
+                role: Some(Role::Backend),
+                address: SocketAddr::from(([10, 0, 0, self.octet], 7377)),
+                state: self.state,
+                since: SystemTime::UNIX_EPOCH,
+                offer: Some(Arc::new(Offer { apps: self.apps.clone() })),
+            }
+        }
+
+        fn is(mut self, state: MemberState) -> Self {
+            self.state = state;
+            self
+        }
+
+        fn with(mut self, state: AppState) -> Self {
+            self.apps.iter_mut().for_each(|(_, old)| *old = state);
+            self
+        }
+    }
+
+    fn port(number: u16) -> Port {
+        Port::new(number).unwrap()
+    }
+
+    fn app(name: &str, domains: &[&str], path: &str) -> App {
+        let mut app = App {
+            name: name.parse().unwrap(),
+            protocol: Protocol::Http,
+            port: port(8080),
+            listen: port(80),
+            domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
+            path: path.parse().unwrap(),
+            weight: Weight::default(),
+            policy: None,
+        };
+        app.normalize();
+        app
+    }
+
+    fn stream(name: &str, protocol: Protocol, listen: u16) -> App {
+        App { protocol, listen: port(listen), ..app(name, &[], "/") }
+    }
+
+    fn next_with(last: &Pools, nodes: &[Node], rules: &Rules) -> Pools {
+        let members = nodes.iter().map(Node::member).collect();
+        last.next(&Roster { cluster: "c".parse().unwrap(), me: NodeId(0), members }, rules)
+    }
+
+    fn next(last: &Pools, nodes: &[Node]) -> Pools {
+        next_with(last, nodes, &Rules::default())
+    }
+
+    fn pools(nodes: &[Node]) -> Pools {
+        next(&Pools::default(), nodes)
+    }
+
+    fn found<'a>(pools: &'a Pools, host: &str, path: &str) -> Option<&'a Arc<Pool>> {
+        match pools.stream(port(80)) {
+            Some(PortRoutes::Http(routes)) => routes.find(host, path),
+            _ => None,
+        }
+    }
+
+    /// Application and last octets of the backends behind a host and path, as `app 1 2`.
+    fn served(pools: &Pools, host: &str, path: &str) -> String {
+        found(pools, host, path).map_or_else(|| "nobody".to_owned(), |pool| shown(pool))
+    }
+
+    fn shown(pool: &Pool) -> String {
+        let octet = |backend: &Arc<Backend>| match backend.address.ip() {
+            IpAddr::V4(ip) => format!(" {}", ip.octets()[3]),
+            IpAddr::V6(ip) => format!(" {ip}"),
+        };
+        format!("{}{}", pool.app, pool.backends.iter().map(octet).collect::<String>())
+    }
+
+    fn tcp(pools: &Pools, number: u16) -> String {
+        match pools.stream(port(number)) {
+            Some(PortRoutes::Tcp(pool)) => shown(pool),
+            Some(_) => "not tcp".to_owned(),
+            None => "nobody".to_owned(),
+        }
+    }
+
+    fn refused(pools: &Pools) -> Vec<String> {
+        pools.refused.iter().map(|refused| format!("{} {}: {}", refused.node.0, refused.app, refused.reason)).collect()
+    }
+
+    fn client() -> SocketAddr {
+        SocketAddr::from(([9, 9, 9, 9], 9))
+    }
+
+    #[test]
+    fn an_exact_host_beats_a_wildcard_beats_any() {
+        let apps = [
+            app("exact", &["www.example.com"], "/"),
+            app("near", &["*.b.example.com"], "/"),
+            app("wide", &["*.example.com"], "/"),
+            app("any", &[], "/"),
+        ];
+        let pools = pools(&[node(1, &apps)]);
+        assert_eq!(served(&pools, "www.example.com", "/"), "exact 1");
+        assert_eq!(served(&pools, "x.example.com", "/"), "wide 1");
+        assert_eq!(served(&pools, "x.y.example.com", "/"), "wide 1");
+        assert_eq!(served(&pools, "x.b.example.com", "/"), "near 1");
+        assert_eq!(served(&pools, "b.example.com", "/"), "wide 1");
+        assert_eq!(served(&pools, "example.com", "/"), "any 1");
+        assert_eq!(served(&pools, "notexample.com", "/"), "any 1");
+        assert_eq!(served(&pools, "", "/"), "any 1");
+        assert!(pools.refused.is_empty());
+    }
+
+    #[test]
+    fn the_longest_path_wins_and_a_host_without_one_falls_to_the_next() {
+        let apps = [
+            app("api", &["a.com"], "/api"),
+            app("deep", &["a.com"], "/api/v2/x"),
+            app("wild", &["*.com"], "/"),
+            app("any", &[], "/only/any"),
+        ];
+        let pools = pools(&[node(1, &apps)]);
+        assert_eq!(served(&pools, "a.com", "/api/v2"), "api 1");
+        assert_eq!(served(&pools, "a.com", "/api/v2/x/y"), "deep 1");
+        assert_eq!(served(&pools, "a.com", "/apix"), "wild 1", "the exact host has no such path");
+        assert_eq!(served(&pools, "a.org", "/only/any"), "any 1");
+        assert_eq!(served(&pools, "a.org", "/"), "nobody");
+    }
+
+    #[test]
+    fn a_final_slash_makes_no_other_route() {
+        let pools = pools(&[
+            node(1, &[app("a", &[], "/x/")]),
+            node(2, &[app("a", &[], "/x")]),
+            node(3, &[app("b", &[], "/x/")]),
+        ]);
+        assert_eq!(served(&pools, "h", "/x"), "a 1 2");
+        assert_eq!(pools.routes.len(), 1);
+        assert_eq!(refused(&pools), ["3 b: any host on port 80/x belongs to application a"]);
+    }
+
+    #[test]
+    fn differing_offers_of_one_application_each_serve_the_routes_they_name() {
+        let pools = pools(&[
+            node(1, &[app("a", &["old.com", "both.com"], "/")]),
+            node(2, &[app("a", &["both.com", "new.com"], "/")]),
+        ]);
+        assert_eq!(served(&pools, "old.com", "/"), "a 1");
+        assert_eq!(served(&pools, "both.com", "/"), "a 1 2");
+        assert_eq!(served(&pools, "new.com", "/"), "a 2");
+        assert!(pools.refused.is_empty());
+        // The same load stands behind every route of one application at one address.
+        let load = |host| Arc::as_ptr(&found(&pools, host, "/").unwrap().backends[0].load);
+        assert_eq!(load("old.com"), load("both.com"));
+        assert_eq!(pools.loads.len(), 2);
+    }
+
+    #[test]
+    fn routes_with_the_same_backends_share_one_turn() {
+        let names: Vec<String> = (0..300).map(|i| format!("d{i}.com")).collect();
+        let of = |n: usize| {
+            app(&format!("app{n}"), &names.iter().skip(n).step_by(3).map(String::as_str).collect::<Vec<_>>(), "/")
+        };
+        let apps = [of(0), of(1), of(2)];
+        let pools = pools(&[node(1, &apps), node(2, &apps)]);
+        let first = found(&pools, "d0.com", "/").unwrap();
+        assert!((0..300).step_by(3).all(|i| Arc::ptr_eq(first, found(&pools, &format!("d{i}.com"), "/").unwrap())));
+        assert!(!Arc::ptr_eq(first, found(&pools, "d1.com", "/").unwrap()));
+    }
+
+    #[test]
+    fn a_route_belongs_to_who_had_it_first_and_else_to_the_smallest_name() {
+        let (a, b) = (app("a", &["h.com"], "/"), app("b", &["h.com"], "/"));
+        let both = [node(1, &[a.clone()]), node(2, &[b.clone()])];
+        let smallest = pools(&both);
+        assert_eq!(served(&smallest, "h.com", "/"), "a 1");
+        assert_eq!(refused(&smallest), ["2 b: h.com:80/ belongs to application a"]);
+        let b_first = pools(&[node(2, &[b])]);
+        let later = next(&b_first, &both);
+        assert_eq!(served(&later, "h.com", "/"), "b 2");
+        assert_eq!(refused(&later), ["1 a: h.com:80/ belongs to application b"]);
+        // As long as it has members, whatever their state; then it is the other's.
+        let draining = next(&later, &[both[0].clone(), both[1].clone().with(AppState::Draining)]);
+        assert_eq!(served(&draining, "h.com", "/"), "b");
+        assert_eq!(served(&next(&draining, &both[..1]), "h.com", "/"), "a 1");
+    }
+
+    #[test]
+    fn who_is_down_does_not_hold_a_route_against_who_is_there() {
+        let b_first = pools(&[node(2, &[app("b", &["h.com"], "/")])]);
+        let (down, other) =
+            (node(2, &[app("b", &["h.com"], "/")]).is(MemberState::Down), node(1, &[app("z", &["h.com"], "/")]));
+        let after = next(&b_first, &[down.clone(), other.clone()]);
+        assert_eq!(served(&after, "h.com", "/"), "z 1");
+        assert!(after.refused.is_empty(), "a dead node's claim is nobody's trouble: {:?}", after.refused);
+        // The same for a port's protocol.
+        let tcp_first = pools(&[node(2, &[stream("b", Protocol::Tcp, 80)])]);
+        let down = node(2, &[stream("b", Protocol::Tcp, 80)]).is(MemberState::Down);
+        assert_eq!(served(&next(&tcp_first, &[down, other]), "h.com", "/"), "z 1");
+    }
+
+    #[test]
+    fn members_that_are_down_leave_empty_routes_and_those_that_left_leave_none() {
+        let up = node(1, &[app("a", &["h.com"], "/"), stream("t", Protocol::Tcp, 5000)]);
+        for state in [MemberState::Alive, MemberState::Suspect] {
+            assert_eq!(served(&pools(&[up.clone().is(state)]), "h.com", "/"), "a 1");
+        }
+        let down = pools(&[up.clone().is(MemberState::Down)]);
+        assert_eq!((served(&down, "h.com", "/"), tcp(&down, 5000)), ("a".to_owned(), "t".to_owned()));
+        assert!(down.loads.is_empty());
+        let left = pools(&[up.clone().is(MemberState::Left)]);
+        assert_eq!((left.routes.len(), left.ports.len(), left.loads.len()), (0, 0, 0));
+        // A node that is back under its name, with another offer, has taken the old one back.
+        let back = Node { id: 7, ..node(1, &[app("a", &["other.com"], "/")]) };
+        let pools = pools(&[up.is(MemberState::Down), back]);
+        assert_eq!(
+            (served(&pools, "h.com", "/"), served(&pools, "other.com", "/")),
+            ("nobody".to_owned(), "a 1".to_owned())
+        );
+    }
+
+    #[test]
+    fn only_ready_applications_take_new_work() {
+        let [starting, ready, draining] = [(1, AppState::Starting), (2, AppState::Ready), (3, AppState::Draining)]
+            .map(|(id, state)| node(id, &[app("a", &[], "/")]).with(state));
+        let pools = pools(&[starting.clone(), ready, draining.clone()]);
+        assert_eq!(served(&pools, "h", "/"), "a 2");
+        assert_eq!(pools.loads.len(), 3, "a drained one may still have connections");
+        let none = next(&pools, &[starting, draining]);
+        assert_eq!(served(&none, "h", "/"), "a");
+        assert!(found(&none, "h", "/").unwrap().pick(client(), &[]).is_none());
+    }
+
+    #[test]
+    fn a_port_speaks_one_protocol() {
+        let both = [node(1, &[stream("t", Protocol::Tcp, 80)]), node(2, &[app("h", &[], "/")])];
+        let smallest = pools(&both);
+        assert_eq!(served(&smallest, "x", "/"), "h 2");
+        assert_eq!(refused(&smallest), ["1 t: port 80 is already served with another protocol"]);
+        let later = next(&pools(&both[..1]), &both);
+        assert_eq!(tcp(&later, 80), "t 1");
+        assert_eq!(refused(&later), ["2 h: port 80 is already served with another protocol"]);
+        assert_eq!(served(&next(&later, &both[1..]), "x", "/"), "h 2");
+    }
+
+    #[test]
+    fn udp_stands_beside_tcp_and_two_applications_on_one_port_do_not() {
+        let apps = [stream("dns-t", Protocol::Tcp, 5353), stream("dns-u", Protocol::Udp, 5353)];
+        let pools_both = pools(&[node(1, &apps), node(2, &[stream("other", Protocol::Udp, 5353)])]);
+        assert_eq!(tcp(&pools_both, 5353), "dns-t 1");
+        assert!(
+            matches!(pools_both.ports.get(&(port(5353), true)), Some(PortRoutes::Udp(pool)) if shown(pool) == "dns-u 1")
+        );
+        assert_eq!(refused(&pools_both), ["2 other: UDP port 5353 belongs to application dns-u"]);
+        let two = pools(&[node(1, &[stream("a", Protocol::Tcp, 5000)]), node(2, &[stream("b", Protocol::Tcp, 5000)])]);
+        assert_eq!(refused(&two), ["2 b: TCP port 5000 belongs to application a"]);
+    }
+
+    #[test]
+    fn backends_claim_only_what_they_are_allowed() {
+        let low = pools(&[node(1, &[stream("ssh", Protocol::Tcp, 22), stream("ok", Protocol::Tcp, 1024)])]);
+        assert_eq!((tcp(&low, 22), tcp(&low, 1024)), ("nobody".to_owned(), "ok 1".to_owned()));
+        assert_eq!(refused(&low), ["1 ssh: lb.allow does not let backends claim port 22"]);
+        let rule = |domains: &[&str], ports: &[u16]| AllowRule {
+            domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
+            ports: ports.iter().map(|number| port(*number)).collect(),
+        };
+        let allow = Allow { rules: vec![rule(&["*.example.com"], &[80]), rule(&[], &[22])] };
+        let rules = Rules { allow, ..Rules::default() };
+        let apps = [
+            app("a", &["a.example.com", "*.b.example.com", "evil.com", "*.com", "example.com"], "/"),
+            app("any", &[], "/"),
+            stream("ssh", Protocol::Tcp, 22),
+        ];
+        let pools = next_with(&Pools::default(), &[node(1, &apps)], &rules);
+        let hosts: Vec<String> =
+            pools.routes.iter().filter_map(|route| route.domain.as_ref().map(ToString::to_string)).collect();
+        assert_eq!(hosts, ["a.example.com", "*.b.example.com"]);
+        assert_eq!(tcp(&pools, 22), "ssh 1");
+        assert_eq!(
+            refused(&pools),
+            [
+                "1 a: lb.allow does not let backends claim *.com on port 80",
+                "1 a: lb.allow does not let backends claim evil.com on port 80",
+                "1 a: lb.allow does not let backends claim example.com on port 80",
+                "1 any: lb.allow does not let backends claim any host on port 80",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_does_not_change_is_the_same_and_keeps_its_turn() {
+        let nodes = [node(1, &[app("a", &["h.com", "i.com"], "/")]), node(2, &[app("a", &["h.com", "i.com"], "/")])];
+        let first = pools(&nodes);
+        let octet = |pools: &Pools, host| match found(pools, host, "/")
+            .unwrap()
+            .pick(client(), &[])
+            .unwrap()
+            .backend()
+            .address
+            .ip()
+        {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(_) => 0,
+        };
+        assert_eq!(octet(&first, "h.com"), 1);
+        let second = next(&first, &nodes);
+        assert!(Arc::ptr_eq(found(&first, "h.com", "/").unwrap(), found(&second, "h.com", "/").unwrap()));
+        // A new route that sorts first joins the turn rather than starting another.
+        let more: Vec<Node> = [1, 2].map(|id| node(id, &[app("a", &["a.com", "h.com", "i.com"], "/")])).into();
+        let third = next(&second, &more);
+        assert!(Arc::ptr_eq(found(&first, "h.com", "/").unwrap(), found(&third, "a.com", "/").unwrap()));
+        assert_eq!(octet(&third, "a.com"), 2);
+        // One more backend: it goes on from where it was.
+        let three = [&more[..], &[node(3, &[app("a", &["h.com"], "/")])]].concat();
+        let fourth = next(&third, &three);
+        assert_eq!([octet(&fourth, "h.com"), octet(&fourth, "h.com"), octet(&fourth, "h.com")], [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_policy_is_the_applications_and_else_the_balancers() {
+        let named = App { policy: Some(PolicyName::Hash), ..app("named", &["h.com"], "/") };
+        let rules = Rules { policy: PolicyName::TwoChoices, ..Rules::default() };
+        let nodes = [node(1, &[named, app("plain", &["p.com"], "/")])];
+        let pools = next_with(&Pools::default(), &nodes, &rules);
+        let policy = |pools: &Pools, host| found(pools, host, "/").unwrap().balancer.policy();
+        assert_eq!((policy(&pools, "h.com"), policy(&pools, "p.com")), (PolicyName::Hash, PolicyName::TwoChoices));
+        let changed = next(&pools, &nodes);
+        assert_eq!(policy(&changed, "p.com"), PolicyName::RoundRobin);
+    }
+
+    #[test]
+    fn two_runs_at_one_address_are_one_backend() {
+        let old = node(1, &[app("a", &[], "/")]).is(MemberState::Suspect);
+        let new = Node { id: 9, name: "renamed".to_owned(), ..node(1, &[app("a", &[], "/")]) };
+        let pools = pools(&[old, new]);
+        assert_eq!(served(&pools, "h", "/"), "a 1");
+        assert_eq!(pools.loads.len(), 1);
+    }
+
+    #[test]
+    fn loads_are_carried_over_and_cancelled_when_the_address_is_gone() {
+        let nodes = [node(1, &[app("a", &[], "/")]), node(2, &[app("a", &[], "/")])];
+        let first = pools(&nodes);
+        let leases: Vec<Lease> =
+            (0..2).map(|_| found(&first, "h", "/").unwrap().pick(client(), &[]).unwrap()).collect();
+        let is_gone = || leases.iter().map(|lease| lease.backend().load.gone.is_cancelled()).collect::<Vec<_>>();
+        // Another weight, a drain, another route: still the same load.
+        let mut heavy = nodes.clone();
+        heavy[0].apps[0].0.weight = Weight::try_from(300).unwrap();
+        let heavy = next(&first, &[heavy[0].clone(), heavy[1].clone().with(AppState::Draining)]);
+        first.cancel_gone(&heavy);
+        assert_eq!(is_gone(), [false, false]);
+        let open = |pools: &Pools| pools.loads.values().map(|load| load.active.load(Ordering::Relaxed)).sum::<u32>();
+        assert_eq!(open(&heavy), 2);
+        // Down and left are gone, each on its own.
+        let one = next(&heavy, &[nodes[0].clone(), nodes[1].clone().is(MemberState::Down)]);
+        heavy.cancel_gone(&one);
+        assert_eq!(is_gone(), [false, true]);
+        let none = next(&one, &[nodes[0].clone().is(MemberState::Left)]);
+        one.cancel_gone(&none);
+        assert_eq!(is_gone(), [true, true]);
+        // Who comes back begins anew.
+        let back = next(&none, &nodes);
+        assert_eq!((back.loads.len(), open(&back)), (2, 0));
+        assert!(back.loads.values().all(|load| !load.gone.is_cancelled()));
+        drop(leases);
+        assert_eq!(open(&back), 0);
+    }
+
+    #[test]
+    fn another_port_at_the_same_node_is_another_address() {
+        let old = pools(&[node(1, &[app("a", &[], "/")])]);
+        let moved = next(&old, &[node(1, &[App { port: port(8081), ..app("a", &[], "/") }])]);
+        let load = old.loads.values().next().unwrap();
+        old.cancel_gone(&moved);
+        assert!(load.gone.is_cancelled());
+    }
+
+    #[test]
+    fn what_left_and_came_back_unseen_is_gone_all_the_same() {
+        let nodes = [node(1, &[app("a", &[], "/")])];
+        let first = pools(&nodes);
+        // The pools in between were never published.
+        let back = next(&next(&first, &[]), &nodes);
+        first.cancel_gone(&back);
+        assert!(first.loads.values().all(|load| load.gone.is_cancelled()));
+        assert!(back.loads.values().all(|load| !load.gone.is_cancelled()));
+    }
+
+    #[test]
+    fn the_order_of_members_does_not_matter() {
+        let mut nodes: Vec<Node> = (1..=6)
+            .map(|id| {
+                node(
+                    id,
+                    &[app(["a", "b"][usize::from(id % 2)], &["h.com", "*.i.com"], "/"), stream("t", Protocol::Tcp, 80)],
+                )
+            })
+            .collect();
+        let forward = pools(&nodes);
+        nodes.reverse();
+        let backward = pools(&nodes);
+        assert_eq!(served(&forward, "h.com", "/"), served(&backward, "h.com", "/"));
+        assert_eq!(forward.refused, backward.refused);
+    }
+
+    #[test]
+    fn tcp_applications_have_no_hosts_whatever_their_offer_says() {
+        let odd = App {
+            domains: vec!["h.com".parse().unwrap(), "i.com".parse().unwrap()],
+            ..stream("t", Protocol::Tcp, 5000)
+        };
+        let pools = pools(&[node(1, &[odd])]);
+        assert_eq!((pools.routes.len(), tcp(&pools, 5000)), (1, "t 1".to_owned()));
+    }
+
+    #[test]
+    fn many_applications_and_domains_are_quick_to_build() {
+        let names: Vec<String> = (0..900).map(|i| format!("site-{i}.example.com")).collect();
+        let apps: Vec<App> = (0..256)
+            .map(|n| {
+                app(
+                    &format!("app-{n}"),
+                    &names.iter().skip(n).step_by(256).map(String::as_str).collect::<Vec<_>>(),
+                    "/",
+                )
+            })
+            .collect();
+        let nodes: Vec<Node> = (1..=10).map(|id| node(id, &apps)).collect();
+        let first = pools(&nodes);
+        let start = Instant::now();
+        let second = next(&first, &nodes[..9]);
+        let took = start.elapsed();
+        assert_eq!(second.routes.len(), 900);
+        assert_eq!(served(&second, "site-899.example.com", "/"), "app-131 1 2 3 4 5 6 7 8 9");
+        // A few ms when optimized; this bound is for a debug build on a busy machine.
+        assert!(took.as_millis() < 500, "{took:?}");
     }
 }
