@@ -14,10 +14,11 @@ use rustix::fs::fstat;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Format as Lines, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
 /// How lines look.
@@ -55,7 +56,8 @@ impl fmt::Display for LogFormat {
 }
 
 /// Libraries that tell much at `info` and `debug`; whoever wants to hear it names them.
-const QUIET: &str = "aws_=warn,aws_config=error,aws_smithy_runtime=error,aws_sdk_s3=error,h2=warn,hyper=warn,rustls=warn,tower=warn";
+const QUIET: &str =
+    "aws_=warn,aws_config=error,aws_smithy_runtime=error,aws_sdk_s3=error,h2=warn,hyper=warn,rustls=warn,tower=warn";
 
 /// Starts the log of this process, on standard error. `filter` is a level, or directives as in
 /// `info,scrimp::gossip=debug`.
@@ -105,29 +107,30 @@ fn subscriber<W>(look: Look, filter: &str, writer: W) -> Result<Boxed, String>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(parse(filter)?).with_ansi(look == Look::Colours).with_writer(writer);
+    let filter = parse(filter)?;
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_ansi(look == Look::Colours)
+        .with_writer(writer);
     Ok(match look {
-        Look::Json => Box::new(builder.json().flatten_event(true).finish()),
+        Look::Json => Box::new(builder.json().flatten_event(true).finish().with(filter)),
         Look::Journal => {
             let lines = JournalLines(Lines::default().without_time().with_level(false).with_ansi(false));
-            Box::new(builder.fmt_fields(fields()).event_format(lines).finish())
+            Box::new(builder.fmt_fields(fields()).event_format(lines).finish().with(filter))
         }
-        Look::Plain | Look::Colours => Box::new(builder.fmt_fields(fields()).finish()),
+        Look::Plain | Look::Colours => Box::new(builder.fmt_fields(fields()).finish().with(filter)),
     })
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, String> {
+/// Levels by target. `EnvFilter` could do more, with a regular-expression engine that costs a megabyte of memory.
+fn parse(filter: &str) -> Result<Targets, String> {
     let filter = if filter.trim().is_empty() { "info" } else { filter };
-    EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse(format!("{QUIET},{filter}"))
-        .map_err(|error| {
-            let shown: String = filter.chars().take(200).collect();
-            format!(
-                "log level {shown:?} is not valid ({error}): use error, warn, info, debug or trace, or directives like info,scrimp::gossip=debug"
-            )
-        })
+    format!("{QUIET},info,{filter}").parse().map_err(|error| {
+        let shown: String = filter.chars().take(200).collect();
+        format!(
+            "log level {shown:?} is not valid ({error}): use error, warn, info, debug or trace, or directives like info,scrimp::gossip=debug"
+        )
+    })
 }
 
 /// Message and values, with control characters escaped.
@@ -283,7 +286,7 @@ mod tests {
             tracing::debug!("ours");
             tracing::info!(target: "aws_smithy_runtime::x", "theirs");
             tracing::debug!(target: "hyper_util::y", "theirs");
-            tracing::warn!(target: "aws_config", "their warning");
+            tracing::warn!(target: "aws_sigv4", "their warning");
         };
         let text = logged(Look::Plain, "debug", say);
         assert!(text.contains("ours") && text.contains("their warning") && !text.contains("theirs"), "{text}");

@@ -13,7 +13,7 @@ use super::value;
 pub struct LogConfig {
     /// Lines for people or for programs.
     pub format: LogFormat,
-    /// A level, or several with their targets, as `tracing_subscriber::EnvFilter` takes them.
+    /// A level, or several with their targets, as `tracing_subscriber::filter::Targets` takes them.
     pub filter: String,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn read(mut section: Section<'_>, flags: &cli::Common, env: Environme
 }
 
 /// A level, or `target=level`, or several with commas between. A bare word that is no level is refused, though
-/// `EnvFilter` would take it for a target: it is a misspelt level.
+/// `Targets` would take it for a target: it is a misspelt level.
 fn log_filter(node: &Node) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let given = value::text(node, "a level like \"info\"")?.to_ascii_lowercase();
