@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -25,6 +25,8 @@ pub(super) struct Stage {
     folder: PathBuf,
     program: PathBuf,
     listen: SocketAddr,
+    /// Keeps another demo from choosing the same listen port: see [`reserve`].
+    _reservation: UdpSocket,
     balancer: Option<Child>,
     backends: Vec<(String, Child)>,
     started: usize,
@@ -39,8 +41,10 @@ impl Stage {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
+        let (listen, reservation) = reserve(8080).or_else(|_| reserve(0))?;
         let stage = Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], free_port(8080)?)),
+            listen,
+            _reservation: reservation,
             folder,
             program,
             balancer: None,
@@ -89,7 +93,7 @@ impl Stage {
     pub(super) fn start_backend(&mut self) -> anyhow::Result<String> {
         self.started += 1;
         let name = format!("web-{}", self.started);
-        let address = format!("127.0.0.1:{}", free_port(0)?);
+        let address = format!("127.0.0.1:{}", free_port()?);
         let port = address.rsplit(':').next().unwrap_or_default();
         let mut command = self.scrimp("backend", &name)?;
         // No configuration of this machine's may slip in.
@@ -185,10 +189,17 @@ fn is_ours(variable: &OsStr) -> bool {
     variable.to_string_lossy().starts_with("SCRIMP_")
 }
 
-/// The wanted port if nobody has it, else one that the system chooses.
-fn free_port(wanted: u16) -> anyhow::Result<u16> {
-    let bind = |port| TcpListener::bind(("127.0.0.1", port));
-    let listener = bind(wanted).or_else(|_| bind(0)).context("no port is free on 127.0.0.1")?;
+/// A port of 127.0.0.1 that nobody listens at. The balancer opens it only when a backend offers something for it;
+/// until then its UDP twin is held, which every other demo tries to hold too.
+fn reserve(port: u16) -> anyhow::Result<(SocketAddr, UdpSocket)> {
+    let reservation = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).context("no port is free on 127.0.0.1")?;
+    let address = reservation.local_addr()?;
+    TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
+    Ok((address, reservation))
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free on 127.0.0.1")?;
     Ok(listener.local_addr()?.port())
 }
 
