@@ -740,7 +740,7 @@ mod tests {
     #[test]
     fn a_route_belongs_to_who_had_it_first_and_else_to_the_smallest_name() {
         let (a, b) = (app("a", &["h.com"], "/"), app("b", &["h.com"], "/"));
-        let both = [node(1, &[a.clone()]), node(2, &[b.clone()])];
+        let both = [node(1, std::slice::from_ref(&a)), node(2, std::slice::from_ref(&b))];
         let smallest = pools(&both);
         assert_eq!(served(&smallest, "h.com", "/"), "a 1");
         assert_eq!(refused(&smallest), ["2 b: h.com:80/ belongs to application a"]);

@@ -63,7 +63,7 @@ pub(super) async fn serve(worker: Rc<Worker>, client: TcpStream, peer: SocketAdd
     let stream = parts.io.into_inner().into_stream();
     let tunnel = connection.tunnel.take();
     match (end, tunnel) {
-        (End::Done(Ok(())), Some(tunnel)) => tunnel.run(&worker.shared, stream, parts.read_buf).await,
+        (End::Done(Ok(())), Some(tunnel)) => Box::pin(tunnel.run(&worker.shared, stream, parts.read_buf)).await,
         (End::Deadline, _) if watch.phase() == Phase::Responding => {
             worker.shared.counters.broken.inc();
             dial::reset_on_close(&stream);
@@ -202,7 +202,8 @@ impl Connection {
         let counters = &self.worker.shared.counters;
         counters.requests.inc();
         let version = request.version();
-        let response = match self.respond(request).await {
+        // On the heap while there is a request: the engine keeps room for this future as long as the connection lives.
+        let response = match Box::pin(self.respond(request)).await {
             Ok(response) => response,
             Err(page) => {
                 self.count(page);

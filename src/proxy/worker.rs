@@ -139,7 +139,8 @@ impl Worker {
             let routes = worker.pools().stream(port).cloned();
             match routes {
                 Some(PortRoutes::Tcp(pool)) => tcp::serve(&worker.shared, client, peer, pool).await,
-                Some(PortRoutes::Http(_)) => http::serve(worker, client, peer, port).await,
+                // Boxed, so that a TCP connection does not carry room for it.
+                Some(PortRoutes::Http(_)) => Box::pin(http::serve(worker, client, peer, port)).await,
                 Some(PortRoutes::Udp(_)) | None => {}
             }
         });
@@ -155,5 +156,20 @@ struct CountClosed {
 impl Drop for CountClosed {
     fn drop(&mut self) {
         self.shared.counters.connections_closed.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_panics_ends_alone() {
+        let after = runtime().unwrap().block_on(async {
+            let panicked = tokio::task::spawn_local(async { panic!("as a test") }).await;
+            assert!(panicked.is_err_and(|error| error.is_panic()));
+            tokio::task::spawn_local(async { "still here" }).await
+        });
+        assert_eq!(after.unwrap(), "still here");
     }
 }
