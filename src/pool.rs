@@ -538,7 +538,6 @@ fn describe((listen, transport, domain, path): &RouteKey) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
-    use std::slice;
     use std::time::{Instant, SystemTime};
 
     use super::*;
