@@ -494,14 +494,17 @@ async fn silent_connections_are_closed_and_hold_nobody_up_for_long() {
 
 #[tokio::test]
 async fn the_end_is_orderly() {
-    let server = serve();
+    let mut server = serve();
     let mode = fs::metadata(&server.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let error = Admin::bind(std::slice::from_ref(&server.unix), None).unwrap_err();
     assert!(matches!(error, AdminError::SocketInUse(_)), "{error}");
-    // One that says nothing must not hold the end up.
+    // One that says nothing must not hold the end up, nor one whose answer never comes.
     let _silent = TcpStream::connect(server.loopback).await.unwrap();
+    let mut waiting = TcpStream::connect(server.loopback).await.unwrap();
+    waiting.write_all(post("localhost", "").as_bytes()).await.unwrap();
     assert!(server.client().ready().await.is_ok());
+    let _unanswered = timeout(DEADLINE, server.world.reloads.recv()).await.unwrap().unwrap();
     server.shutdown.cancel();
     timeout(Duration::from_secs(4), server.task).await.expect("it ends").unwrap();
     assert!(!server.socket.exists());

@@ -156,9 +156,6 @@ async fn metrics(State(shared): Node, headers: HeaderMap) -> Response {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let format = Format::accepted(accept);
     let mut tally = shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pools) = &shared.sources.pools {
-        tally.update(&pools.borrow());
-    }
     match metrics::encode(&shared.sources, &mut tally, format) {
         Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, format!("the numbers cannot be written: {error}")),

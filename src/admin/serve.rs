@@ -120,7 +120,7 @@ async fn accept_all(listener: &impl Accept, router: Router, shutdown: Cancellati
         }
     }
     drop(file);
-    let _ = timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
+    while connections.join_next().await.is_some() {}
 }
 
 /// One connection, until its client has had enough, its time is over or the server ends. What went wrong on it
