@@ -82,6 +82,9 @@ pub struct Load {
     pub failures: AtomicU64,
     /// Cancelled when no member offers the application at this address any more.
     pub gone: CancellationToken,
+    /// Cancelled when the node that offered it went down, not when it left: an answer that it still owes will
+    /// hardly come, and what may be asked twice is better asked elsewhere.
+    pub down: CancellationToken,
 }
 
 /// One application at one address.
@@ -250,6 +253,8 @@ pub struct Pools {
     pub refused: Vec<Refused>,
     /// The load of each application and address that some member still offers, drained ones included.
     pub loads: HashMap<(AppName, SocketAddr), Arc<Load>>,
+    /// The applications and addresses whose node is down.
+    pub down: HashSet<(AppName, SocketAddr)>,
 }
 
 impl Pools {
@@ -273,11 +278,14 @@ impl Pools {
         build.finish()
     }
 
-    /// Cancels [`Load::gone`] of everything that `next` no longer knows. What left and came back in between is
+    /// Cancels [`Load::gone`] of everything that `next` no longer knows, and [`Load::down`] where that is why. What left and came back in between is
     /// another load at the same address: the old one is gone.
     pub fn cancel_gone(&self, next: &Self) {
         for (key, load) in &self.loads {
             if !next.loads.get(key).is_some_and(|stays| Arc::ptr_eq(stays, load)) {
+                if next.down.contains(key) {
+                    load.down.cancel();
+                }
                 load.gone.cancel();
             }
         }
@@ -349,6 +357,9 @@ impl<'a> Build<'a> {
             return;
         }
         let backend = is_active.then(|| self.backend(member, node_name, app));
+        if !is_active {
+            self.next.down.insert((app.name.clone(), SocketAddr::new(member.address.ip(), app.port.get())));
+        }
         for (host, path) in places(app) {
             if !allow.claim(app.listen, host.as_ref()) {
                 let what = host.map_or_else(|| "any host".to_owned(), |host| host.to_string());
@@ -926,9 +937,12 @@ mod tests {
         let one = next(&heavy, &[nodes[0].clone(), nodes[1].clone().is(MemberState::Down)]);
         heavy.cancel_gone(&one);
         assert_eq!(is_gone(), [false, true]);
+        let down = || heavy.loads.values().filter(|load| load.down.is_cancelled()).count();
+        assert_eq!(down(), 1);
         let none = next(&one, &[nodes[0].clone().is(MemberState::Left)]);
         one.cancel_gone(&none);
         assert_eq!(is_gone(), [true, true]);
+        assert_eq!(down(), 1, "the other one left");
         // Who comes back begins anew.
         let back = next(&none, &nodes);
         assert_eq!((back.loads.len(), open(&back)), (2, 0));

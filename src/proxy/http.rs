@@ -181,6 +181,8 @@ enum Miss {
     Unsent,
     /// The connection ended before a response began.
     Lost,
+    /// The backend's node went down while the request, which may be sent twice, waited for its answer.
+    Down,
     /// The client stopped sending its body.
     ClientSlow,
     /// The backend did not answer in time.
@@ -188,6 +190,9 @@ enum Miss {
     /// The backend is gone.
     Killed,
 }
+
+/// A response, or the request back if nothing of it was sent.
+type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 impl Connection {
     fn new(worker: Rc<Worker>, peer: SocketAddr, port: Port) -> Self {
@@ -304,13 +309,13 @@ impl Connection {
 
     /// Whether the request may go to another backend; if not, what the client is told.
     fn go_on_after(&self, miss: &Miss, lease: &Lease, outgoing: &mut Outgoing) -> Result<(), Page> {
-        if matches!(miss, Miss::Lost | Miss::BackendSlow) {
+        if matches!(miss, Miss::Lost | Miss::Down | Miss::BackendSlow) {
             lease.failed();
         }
         match miss {
             Miss::Unsent => Ok(()),
-            Miss::Lost if outgoing.restore() => Ok(()),
-            Miss::Lost => Err(Page::BadGateway),
+            Miss::Lost | Miss::Down if outgoing.restore() => Ok(()),
+            Miss::Lost | Miss::Down => Err(Page::BadGateway),
             Miss::ClientSlow => Err(Page::RequestTimeout),
             Miss::BackendSlow => Err(Page::GatewayTimeout),
             Miss::Killed => {
@@ -347,7 +352,7 @@ impl Connection {
     ) -> Result<(Response<Incoming>, Sender), Miss> {
         let request = outgoing.request.take().ok_or(Miss::Lost)?;
         let response = sender.try_send_request(request);
-        let waiting = self.wait(response, &outgoing.progress);
+        let waiting = self.wait_while_up(response, lease, outgoing);
         match until_gone(&self.worker.shared, lease, waiting).await {
             Some(Ok(Ok(response))) => Ok((response, sender)),
             Some(Ok(Err(mut error))) => {
@@ -359,12 +364,23 @@ impl Connection {
         }
     }
 
-    /// Waits for a response as long as whose turn it is may take.
-    async fn wait(
+    /// Waits for a response; if the request may be sent twice, only while the backend's node is not down. A machine
+    /// that lost its power or its cable sends no reset: without this its requests would wait for the time-out.
+    async fn wait_while_up(
         &self,
-        response: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
-        progress: &Progress,
-    ) -> Result<Result<Response<Incoming>, TrySendError<Request<RequestBody>>>, Miss> {
+        response: impl Future<Output = Sent>,
+        lease: &Lease,
+        outgoing: &Outgoing,
+    ) -> Result<Sent, Miss> {
+        tokio::select! {
+            biased;
+            outcome = self.wait(response, &outgoing.progress) => outcome,
+            () = lease.backend().load.down.cancelled(), if outgoing.spare.is_some() => Err(Miss::Down),
+        }
+    }
+
+    /// Waits for a response as long as whose turn it is may take.
+    async fn wait(&self, response: impl Future<Output = Sent>, progress: &Progress) -> Result<Sent, Miss> {
         let timeouts = &self.config.timeouts;
         let deadline = || match progress.turn() {
             (Turn::Client, since) => (since + timeouts.body_progress, Miss::ClientSlow),
