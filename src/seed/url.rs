@@ -143,6 +143,9 @@ fn fixed(text: &str) -> Result<SeedUrl, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Err(format!("the gossip port is missing; write {}", SocketAddr::new(ip, 7377)));
     }
+    if let Some(scheme) = ["s3", "file"].into_iter().find(|scheme| text.split(':').next() == Some(scheme)) {
+        return Err(format!("two slashes follow {scheme}:; {FORMS}"));
+    }
     let Some((host, port)) = text.rsplit_once(':') else {
         return Err(format!("the gossip port is missing, as in HOST:7377; or {FORMS}"));
     };
@@ -160,9 +163,7 @@ fn fixed(text: &str) -> Result<SeedUrl, String> {
 fn s3(rest: &str) -> Result<S3Url, String> {
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     if place.contains('@') {
-        return Err("access keys do not belong in the address, where logs would show them; \
-                    put them into a file and name it: ?credentials=/etc/scrimp/s3.credentials"
-            .to_owned());
+        return Err(NO_KEYS.to_owned());
     }
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     let mut url = S3Url { bucket: bucket_name(bucket)?, prefix: prefix_path(prefix)?, ..S3Url::default() };
@@ -173,6 +174,9 @@ fn s3(rest: &str) -> Result<S3Url, String> {
     }
     Ok(url)
 }
+
+const NO_KEYS: &str = "access keys do not belong in the address, where logs would show them; \
+                       put them into a file and name it: credentials=/etc/scrimp/s3.credentials";
 
 fn set(url: &mut S3Url, key: &str, value: String) -> Result<(), String> {
     if value.is_empty() {
@@ -189,9 +193,19 @@ fn set(url: &mut S3Url, key: &str, value: String) -> Result<(), String> {
 }
 
 fn unknown_key(key: &str) -> String {
-    let nearest = KEYS.iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
+    if is_secret(key) {
+        return NO_KEYS.to_owned();
+    }
+    let is_near = |known: &str| key.contains(known) || strsim::damerau_levenshtein(known, key) <= 2;
+    let nearest = KEYS.iter().find(|known| is_near(known));
     let hint = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
     format!("there is no setting {key:?}; the settings are {}{hint}", KEYS.join(", "))
+}
+
+/// Whether a setting is one in which somebody would put what nobody else may read.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["key", "secret", "token", "password"].iter().any(|word| key.contains(word))
 }
 
 fn bucket_name(bucket: &str) -> Result<String, String> {
@@ -202,7 +216,11 @@ fn bucket_name(bucket: &str) -> Result<String, String> {
     if bucket.is_empty() {
         return Err("the bucket is missing; write s3://BUCKET/PREFIX".to_owned());
     }
-    Err(format!("{bucket:?} is not a bucket's name; use 3 to 63 of a-z, 0-9, . and -"))
+    let remedy = match bucket.split_once(':') {
+        Some(_) => "; a server's address is a setting: s3://BUCKET/PREFIX?endpoint=http://HOST:PORT",
+        None => "",
+    };
+    Err(format!("{bucket:?} is not a bucket's name; use 3 to 63 of a-z, 0-9, . and -{remedy}"))
 }
 
 fn prefix_path(prefix: &str) -> Result<String, String> {
@@ -215,7 +233,8 @@ fn prefix_path(prefix: &str) -> Result<String, String> {
     if is_plain && prefix.len() <= 512 {
         return Ok(prefix.to_owned());
     }
-    Err(format!("{prefix:?} is not a usable prefix; use segments of A-Z, a-z, 0-9, - _ . joined by /"))
+    let remedy = if prefix.contains(['&', '=']) { "; the first setting follows a ?, the others a &" } else { "" };
+    Err(format!("{prefix:?} is not a usable prefix; use segments of A-Z, a-z, 0-9, - _ . joined by /{remedy}"))
 }
 
 fn region_name(region: String) -> Result<String, String> {
@@ -224,14 +243,20 @@ fn region_name(region: String) -> Result<String, String> {
 }
 
 fn endpoint_address(endpoint: &str) -> Result<String, String> {
-    let remedy = "write endpoint=http://HOST:PORT or https://HOST";
+    let remedy = if endpoint.contains('?') {
+        "settings after the first follow a &, not a ?"
+    } else {
+        "write endpoint=http://HOST:PORT or https://HOST"
+    };
     let address: http::Uri = endpoint.parse().map_err(|_| format!("endpoint is not an address; {remedy}"))?;
     if address.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(format!("endpoint must not hold a user or password; {remedy}"));
     }
     let is_bare = matches!(address.path(), "" | "/") && address.query().is_none();
-    match (address.scheme_str(), address.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() && is_bare => {
+    // A port that is no number, or none of a server's, is read as if there were none.
+    let has_port = address.port_u16().is_some_and(|port| port > 0);
+    match (address.scheme_str(), address.authority()) {
+        (Some("http" | "https"), Some(at)) if !at.host().is_empty() && is_bare && (has_port || at == at.host()) => {
             Ok(endpoint.trim_end_matches('/').to_owned())
         }
         _ => Err(format!("endpoint {endpoint:?} is not the address of a server; {remedy}")),
@@ -243,9 +268,10 @@ fn absolute(path: String) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("credentials file {} must be absolute", path.display())) }
 }
 
-/// The text as a message may show it: never keys that somebody put before an `@`, never without end.
+/// The text as a message may show it: never keys that somebody put before an `@` or into a setting, never without end.
 fn shown(text: &str) -> String {
-    if text.contains('@') {
+    let settings = text.split(['?', '&']).skip(1).filter_map(|pair| pair.split_once('='));
+    if text.contains('@') || settings.into_iter().any(|(key, _)| is_secret(key)) {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
         return format!("\"{}://…\"", scheme.chars().take(16).collect::<String>().escape_debug());
     }
