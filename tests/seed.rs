@@ -164,7 +164,24 @@ async fn s3_says_why_it_refuses() {
     let missing = format!("s3://seed/p?endpoint={}&credentials=/no/such/file", server.endpoint());
     let error = open(&missing).list().await.unwrap_err();
     assert_eq!(error.kind, SeedErrorKind::NoCredentials, "{error}");
-    assert!(error.to_string().contains("?credentials="), "{error}");
+    assert!(error.to_string().contains("/no/such/file is there"), "{error}");
+}
+
+#[tokio::test]
+async fn credentials_that_are_mended_are_taken_without_a_restart() {
+    let server = S3::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let url = format!("s3://{BUCKET}/p?endpoint={}&credentials={}", server.endpoint(), file.display());
+    let store = open(&url);
+    assert_eq!(store.list().await.unwrap_err().kind, SeedErrorKind::NoCredentials);
+    fs::copy(server.credentials("wrong"), &file).unwrap();
+    assert_eq!(store.list().await.unwrap_err().kind, SeedErrorKind::Forbidden);
+    fs::copy(server.credentials("reader"), &file).unwrap();
+    assert!(store.list().await.unwrap().is_empty());
+    assert_eq!(store.publish(&object("lb-1", 1)).await.unwrap_err().kind, SeedErrorKind::Forbidden);
+    fs::copy(server.credentials("admin"), &file).unwrap();
+    store.publish(&object("lb-1", 1)).await.unwrap();
 }
 
 #[tokio::test]
@@ -318,7 +335,17 @@ fn wrong_addresses_of_stores_are_refused_with_a_remedy() {
         ("s3://bucket?endpoint=ftp://host", "endpoint=http://HOST:PORT"),
         ("s3://bucket?endpoint=http://host/path", "endpoint=http://HOST:PORT"),
         ("s3://bucket?credentials=keys", "absolute"),
-        ("s3://AKIA:hush@bucket/x", "?credentials=/etc/scrimp/s3.credentials"),
+        ("s3://bucket?endpoint=http://host:99999", "endpoint=http://HOST:PORT"),
+        ("s3://bucket?endpoint=http://host:0", "endpoint=http://HOST:PORT"),
+        ("s3://bucket?endpoint=http://host?region=x", "follow a &"),
+        ("s3://bucket?endpoint_url=http://host", "did you mean endpoint?"),
+        ("s3://bucket/p&endpoint=http://host", "follows a ?"),
+        ("s3://host:9000/bucket", "?endpoint=http://HOST:PORT"),
+        ("s3:/bucket/p", "two slashes"),
+        ("file:/var/lib", "two slashes"),
+        ("s3://bucket?access_key=a&secret_key=hush", "credentials=/etc/scrimp/s3.credentials"),
+        ("s3://bucket?colour=x&AWS_SECRET_ACCESS_KEY=hush", "region, endpoint, profile, credentials"),
+        ("s3://AKIA:hush@bucket/x", "credentials=/etc/scrimp/s3.credentials"),
         ("s3://bucket?endpoint=http://me:hush@host", "must not hold a user or password"),
         ("file://relative/dir", "file:///"),
         ("file:///a/../b", ".."),

@@ -23,7 +23,6 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::Object;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -46,8 +45,9 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct S3Store {
     place: Place,
-    /// Built at the first use; a failure (no region found) is not kept, so the next use tries again.
-    bucket: OnceCell<Arc<Bucket>>,
+    /// Built at the first use, and again after the credentials failed: the library reads them once, and a person
+    /// who mends a file expects a running node to see it. A failure to build (no region found) is not kept either.
+    bucket: Mutex<Option<Arc<Bucket>>>,
     /// What was read last: an object whose tag is the same is not fetched again.
     known: Mutex<HashMap<NodeName, Known>>,
 }
@@ -62,14 +62,14 @@ impl S3Store {
     pub(super) fn new(url: S3Url, cluster: &ClusterName) -> Self {
         let parts = [url.prefix.as_str(), "clusters", cluster.as_str(), "seeds", ""];
         let folder = parts.into_iter().skip_while(|part| part.is_empty()).collect::<Vec<_>>().join("/");
-        Self { place: Place { url, folder }, bucket: OnceCell::new(), known: Mutex::default() }
+        Self { place: Place { url, folder }, bucket: Mutex::default(), known: Mutex::default() }
     }
 
     pub(super) async fn list(&self) -> Result<Listing, SeedError> {
         let bucket = self.bucket().await?;
         let mut listing = Listing::default();
         let mut candidates = Vec::new();
-        for object in bucket.keys().await? {
+        for object in self.noted(bucket.keys().await)? {
             let key = object.key.unwrap_or_default();
             let name = key.strip_prefix(&self.place.folder).unwrap_or_default();
             match node_of(name) {
@@ -83,7 +83,7 @@ impl S3Store {
             }
         }
         candidates.truncate(OBJECTS_MAX);
-        let objects = self.contents(bucket, candidates).await?;
+        let objects = self.contents(&bucket, candidates).await?;
         for (node, known) in &objects {
             match &known.object {
                 Ok(object) => listing.objects.push(object.clone()),
@@ -95,15 +95,18 @@ impl S3Store {
     }
 
     pub(super) async fn read(&self, node: &NodeName) -> Result<Option<Result<SeedObject, String>>, SeedError> {
-        self.bucket().await?.fetch(node).await
+        let fetched = self.bucket().await?.fetch(node).await;
+        self.noted(fetched)
     }
 
     pub(super) async fn write(&self, node: &NodeName, bytes: Vec<u8>) -> Result<(), SeedError> {
-        self.bucket().await?.write(node, bytes).await
+        let written = self.bucket().await?.write(node, bytes).await;
+        self.noted(written)
     }
 
     pub(super) async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
-        self.bucket().await?.remove(node).await
+        let removed = self.bucket().await?.remove(node).await;
+        self.noted(removed)
     }
 
     /// The content of the objects, fetched unless it is known. One that cannot be read is left out; if none can, the
@@ -141,9 +144,28 @@ impl S3Store {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn bucket(&self) -> Result<&Arc<Bucket>, SeedError> {
-        let build = async || Bucket::open(self.place.clone()).await.map(Arc::new);
-        self.bucket.get_or_try_init(build).await
+    async fn bucket(&self) -> Result<Arc<Bucket>, SeedError> {
+        let built = self.lock_bucket().clone();
+        match built {
+            Some(bucket) => Ok(bucket),
+            None => {
+                let bucket = Arc::new(Bucket::open(self.place.clone()).await?);
+                Ok(Arc::clone(self.lock_bucket().insert(bucket)))
+            }
+        }
+    }
+
+    /// Passes a result on; credentials that failed are looked for again at the next use.
+    fn noted<T>(&self, result: Result<T, SeedError>) -> Result<T, SeedError> {
+        result.inspect_err(|error| {
+            if matches!(error.kind, SeedErrorKind::Forbidden | SeedErrorKind::NoCredentials) {
+                *self.lock_bucket() = None;
+            }
+        })
+    }
+
+    fn lock_bucket(&self) -> MutexGuard<'_, Option<Arc<Bucket>>> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,7 +199,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    async fn open(place: Place) -> Result<Self, SeedError> {
+    async fn open(mut place: Place) -> Result<Self, SeedError> {
+        place.url.endpoint = place.url.endpoint.or_else(endpoint_of_environment);
         let url = &place.url;
         let http = http_client(url.endpoint.as_deref());
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -197,10 +220,9 @@ impl Bucket {
         }
         let shared = loader.load().await;
         let Some(region) = shared.region().cloned() else {
-            return Err(SeedError::new(
-                SeedErrorKind::Settings,
-                format_args!("{url}: the region is not known; add ?region=REGION, or set AWS_REGION"),
-            ));
+            let problem = "was not asked: the bucket's region is not known; write region=REGION in the seed's address, \
+                           or set AWS_REGION; a store that is not Amazon's needs endpoint=http://HOST:PORT there";
+            return Err(place.error(SeedErrorKind::Settings, problem));
         };
         let mut config = aws_sdk_s3::config::Builder::from(&shared)
             .credentials_provider(credentials(url, region, http).await)
@@ -262,6 +284,15 @@ impl Bucket {
             _ => Ok(()),
         }
     }
+}
+
+/// The endpoint of an S3-compatible store as the AWS tools take it, most particular first.
+fn endpoint_of_environment() -> Option<String> {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| set_in_environment(name))
+}
+
+fn set_in_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Plain `http://` needs no certificates: the machine's are only read for a store that is spoken to by TLS.
@@ -328,10 +359,7 @@ impl Place {
     {
         match error {
             SdkError::ServiceError(answer) if !answer.raw().status().is_success() => self.explain_answer(act, error),
-            SdkError::ServiceError(_) | SdkError::ResponseError(_) => self.error(
-                SeedErrorKind::Settings,
-                "gave an answer that is not S3's; check the endpoint, and what stands between it and this machine",
-            ),
+            SdkError::ServiceError(_) | SdkError::ResponseError(_) => self.error(SeedErrorKind::Settings, NOT_S3),
             _ => self.explain_silence(act, error),
         }
     }
@@ -359,7 +387,7 @@ impl Place {
                 | "ExpiredToken"
                 | "TokenRefreshRequired",
                 _,
-            ) => self.error(SeedErrorKind::Forbidden, &format!("refused the credentials; replace them; {said}")),
+            ) => self.error(SeedErrorKind::Forbidden, &self.refused(&said)),
             ("AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException", _)
             | (_, 301) => {
                 let region = answer.and_then(|answer| answer.headers().get("x-amz-bucket-region")).unwrap_or("REGION");
@@ -369,6 +397,10 @@ impl Place {
                 )
             }
             (_, 401 | 403) => self.error(SeedErrorKind::Forbidden, &self.forbidden(act, &said)),
+            // S3 gives its reasons.
+            ("" | "NotFound", 400..=499) if error.message().is_none() => {
+                self.error(SeedErrorKind::Settings, &format!("{NOT_S3}; {said}"))
+            }
             _ => self.error(SeedErrorKind::Failing, &format!("failed to {act}; it is tried again; {said}")),
         }
     }
@@ -378,8 +410,22 @@ impl Place {
         let below = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let hint = if act == "read" { "; without s3:ListBucket even an absent object is refused" } else { "" };
         format!(
-            "refused to {act}: give this machine s3:ListBucket on arn:aws:s3:::{bucket} and s3:GetObject (a balancer              also s3:PutObject and s3:DeleteObject) on arn:aws:s3:::{bucket}/{below}clusters/*{hint}; {said}"
+            "refused to {act}: give this machine s3:ListBucket on arn:aws:s3:::{bucket} and s3:GetObject (a balancer \
+             also s3:PutObject and s3:DeleteObject) on arn:aws:s3:::{bucket}/{below}clusters/*{hint}; {said}"
         )
+    }
+
+    /// The keys themselves are wrong.
+    fn refused(&self, said: &str) -> String {
+        let whose = match &self.url.credentials {
+            Some(file) => format!("in {}", file.display()),
+            None => "that this machine has (environment, AWS profile or role)".to_owned(),
+        };
+        let endpoint = match self.url.endpoint {
+            Some(_) => "",
+            None => ", or name the store they are for: endpoint=http://HOST:PORT",
+        };
+        format!("refused the credentials {whose}; replace them{endpoint}; {said}")
     }
 
     /// The store did not answer: it was not found, not reached, too slow, or never asked.
@@ -387,27 +433,59 @@ impl Place {
         let chain = DisplayErrorContext(error).to_string().to_ascii_lowercase();
         let cause = root_cause(error);
         if chain.contains("credentials") || chain.contains("no identity") {
-            let remedy = "give this machine a role, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,                           or name a file: ?credentials=/etc/scrimp/s3.credentials";
-            let problem = format!("was not asked: no credentials were found; {remedy}; {cause}");
-            return self.error(SeedErrorKind::NoCredentials, &problem);
+            return self.error(SeedErrorKind::NoCredentials, &self.no_credentials(&cause));
         }
         let is_timeout = matches!(error, SdkError::TimeoutError(_))
             || matches!(error, SdkError::DispatchFailure(failure) if failure.is_timeout());
         if is_timeout && !chain.contains("connect") {
             return self.error(SeedErrorKind::Slow, &format!("took too long to {act}; it is tried again; {cause}"));
         }
-        let certificate = if chain.contains("certificate") {
-            "; the certificate does not convince: check this machine's clock and its ca-certificates"
-        } else {
-            ""
-        };
-        let problem = format!("cannot be reached; check its address, the DNS and the network{certificate}; {cause}");
+        let problem =
+            format!("cannot be reached; check its address, the DNS and the network{}; {cause}", hint_of(&chain));
         self.error(SeedErrorKind::Unreachable, &problem)
     }
 
+    fn no_credentials(&self, cause: &str) -> String {
+        if let Some(file) = &self.url.credentials {
+            let (file, profile) = (file.display(), self.url.profile.as_deref().unwrap_or("default"));
+            return format!(
+                "was not asked: the file that credentials= names gives none; check that {file} is there, that this \
+                 user may read it, and that aws_access_key_id and aws_secret_access_key stand in it below [{profile}]; \
+                 {cause}"
+            );
+        }
+        // What the library tried stands in its message, at a length that nobody reads.
+        let cause = match (["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(set_in_environment), cause) {
+            ([Some(_), None], _) => "; AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not".to_owned(),
+            ([None, Some(_)], _) => "; AWS_SECRET_ACCESS_KEY is set, AWS_ACCESS_KEY_ID is not".to_owned(),
+            (_, cause) if cause.contains("no credentials found in chain") => String::new(),
+            (_, cause) => format!("; {cause}"),
+        };
+        format!(
+            "was not asked: no credentials were found in the environment, the AWS profile or the machine's role; set \
+             AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give this machine a role, or name a file in the seed's \
+             address: ?credentials=/etc/scrimp/s3.credentials{cause}"
+        )
+    }
+
     fn error(&self, kind: SeedErrorKind, problem: &str) -> SeedError {
-        let store = self.url.endpoint.as_deref().map_or("S3", |endpoint| endpoint);
+        let store = self.url.endpoint.as_deref().unwrap_or("Amazon's S3");
         SeedError::new(kind, format_args!("{store} {problem}"))
+    }
+}
+
+const NOT_S3: &str = "gave an answer that is not S3's; check the endpoint, and what stands between it and this machine";
+
+/// What a person may have mistaken, from the library's words for it.
+fn hint_of(chain: &str) -> &'static str {
+    if chain.contains("invalidcontenttype") {
+        "; no TLS is spoken there: write endpoint=http://…"
+    } else if chain.contains("certificate") {
+        "; the certificate does not convince: check this machine's clock and its ca-certificates"
+    } else if chain.contains("invalid http") || chain.contains("unexpected message") {
+        "; no plain HTTP is spoken there: check the port, or write endpoint=https://…"
+    } else {
+        ""
     }
 }
 
