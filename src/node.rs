@@ -107,7 +107,7 @@ impl Node {
             admin,
             config,
         };
-        node.start_seeds(role, bind, seeds_tx)?;
+        node.start_seeds(role, bind, advertise, seeds_tx)?;
         node.spawn(events::tell(node.gossip.roster.clone(), node.gossip.join.clone(), node.closed.clone()));
         Ok(node)
     }
@@ -120,6 +120,7 @@ impl Node {
         &mut self,
         role: Role,
         bind: SocketAddr,
+        advertise: SocketAddr,
         report: watch::Sender<Arc<SeedReport>>,
     ) -> anyhow::Result<()> {
         let urls = self.config.cluster.seed_urls().map(str::parse).collect::<Result<Vec<SeedUrl>, _>>()?;
@@ -136,17 +137,18 @@ impl Node {
             counters: Arc::clone(&self.seed_counters),
             report,
         };
-        let (publish, publish_rx) = watch::channel(None);
+        // There from the start, so that it is written before anything is read.
+        let object = (role == Role::Balancer).then(|| SeedObject {
+            node: self.config.node.name.clone(),
+            addresses: vec![advertise],
+            epoch: unix_ms(self.started),
+            written_at: self.started,
+        });
+        let (publish, publish_rx) = watch::channel(object.clone());
         let (alone, alone_rx) = watch::channel(true);
         let (found, found_rx) = mpsc::channel(FOUND_MAX);
         self.spawn(tell_whether_alone(self.gossip.join.clone(), alone, self.closed.clone()));
-        if role == Role::Balancer {
-            let object = SeedObject {
-                node: self.config.node.name.clone(),
-                addresses: Vec::new(),
-                epoch: unix_ms(self.started),
-                written_at: self.started,
-            };
+        if let Some(object) = object {
             self.spawn(publish_address(self.gossip.roster.clone(), object, publish, self.closed.clone()));
         }
         self.spawn(pass_seeds(
