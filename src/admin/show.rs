@@ -305,7 +305,7 @@ fn problem_of_being_alone(status: &StatusView) -> Option<String> {
     Some(if status.seeds.is_empty() {
         "this node is alone: it has no seed store, and nobody has come to it; name one with --seed".to_owned()
     } else if status.seeds.iter().all(|store| !store.ok) {
-        "this node is alone: no seed store answers".to_owned()
+        "this node is alone, and no seed store is as it should be".to_owned()
     } else {
         "this node is alone: the seed stores name no other node".to_owned()
     })
@@ -376,7 +376,7 @@ mod tests {
         status.alone.alone = true;
         assert!(only_problem(&status).contains("name no other node"));
         status.seeds[0].ok = false;
-        assert!(only_problem(&status).contains("no seed store answers"));
+        assert!(only_problem(&status).contains("no seed store is as it should be"));
         status.seeds.clear();
         assert!(only_problem(&status).contains("--seed"));
         let outcome = "answers with another cluster key".to_owned();
