@@ -170,6 +170,13 @@ struct Trouble {
     namesake: bool,
 }
 
+impl Trouble {
+    /// Trouble of one sort is told once, however its words change, and whether it meets reading or writing first.
+    fn is_news(&self, error: &SeedError) -> bool {
+        [&self.reading, &self.writing].into_iter().flatten().all(|known| known.kind != error.kind)
+    }
+}
+
 impl Keeper {
     async fn run(
         self: Arc<Self>,
@@ -333,7 +340,7 @@ impl Keeper {
             }
             Err(error) => {
                 self.counters.read_failures.inc();
-                if is_news(trouble.reading.as_ref(), error) {
+                if trouble.is_news(error) {
                     warn!(store = %self.url, "cannot read seeds: {error}");
                 }
             }
@@ -355,7 +362,7 @@ impl Keeper {
             }
             Some(error) => {
                 self.counters.write_failures.inc();
-                if is_news(trouble.writing.as_ref(), error) {
+                if trouble.is_news(error) {
                     warn!(store = %self.url, "cannot write this node's seed object: {error}");
                 }
             }
@@ -380,11 +387,6 @@ impl Keeper {
     fn trouble(&self) -> MutexGuard<'_, Trouble> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Trouble of one sort is told once, however its words change.
-fn is_news(last: Option<&SeedError>, now: &SeedError) -> bool {
-    last.is_none_or(|last| last.kind != now.kind)
 }
 
 /// Waits for a change; for ever, if there will be none.
