@@ -147,7 +147,13 @@ impl Node {
         let (publish, publish_rx) = watch::channel(object.clone());
         let (alone, alone_rx) = watch::channel(true);
         let (found, found_rx) = mpsc::channel(FOUND_MAX);
-        self.spawn(tell_whether_alone(self.gossip.join.clone(), alone, self.closed.clone()));
+        self.spawn(tell_whether_alone(
+            role,
+            self.gossip.roster.clone(),
+            self.gossip.join.clone(),
+            alone,
+            self.closed.clone(),
+        ));
         if let Some(object) = object {
             self.spawn(publish_address(self.gossip.roster.clone(), object, publish, self.closed.clone()));
         }
@@ -268,16 +274,23 @@ fn bind_admin(config: &Config) -> anyhow::Result<Option<Admin>> {
     }
 }
 
+/// Tells the search for seeds whether this node needs one soon. Backends among themselves are as good as alone:
+/// only balancers stand in the stores, and one that starts again knows nobody.
 async fn tell_whether_alone(
+    role: Role,
+    mut roster: watch::Receiver<Arc<Roster>>,
     mut join: watch::Receiver<Arc<JoinReport>>,
     alone: watch::Sender<bool>,
     closed: CancellationToken,
 ) {
     loop {
-        let is_alone = join.borrow_and_update().alone;
+        let lacks_balancer = role == Role::Backend && roster.borrow_and_update().active(Role::Balancer) == 0;
+        let is_alone = join.borrow_and_update().alone || lacks_balancer;
         alone.send_if_modified(|last| std::mem::replace(last, is_alone) != is_alone);
-        if closed.run_until_cancelled(join.changed()).await.is_none_or(|changed| changed.is_err()) {
-            return;
+        tokio::select! {
+            changed = roster.changed() => if changed.is_err() { return },
+            changed = join.changed() => if changed.is_err() { return },
+            () = closed.cancelled() => return,
         }
     }
 }
