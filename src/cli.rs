@@ -97,7 +97,7 @@ Exit status 0 if it is right, 78 if not.")]
     #[command(after_help = "\
 Examples:
   scrimp render                          for the cluster as the running node sees it
-  scrimp render --roster roster.json     for a roster in the form of /v1/members")]
+  scrimp render --roster roster.json     for one that was saved: scrimp apps --json > roster.json")]
     Render(Render),
     /// List what the seed stores hold, with age
     Seeds(Seeds),
@@ -179,7 +179,7 @@ pub struct Check {
 /// Arguments of `render`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Render {
-    /// A roster as JSON, instead of asking the running node
+    /// Applications as `scrimp apps --json` prints them, instead of asking the running node
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub roster: Option<PathBuf>,
     /// What every node needs.

@@ -269,7 +269,7 @@ async fn apps_are_as_the_contract_says() {
     assert_eq!(
         web["backends"][0],
         json!({"node": "node-2", "address": "10.0.0.2:8080", "state": "ready", "reason": null,
-               "weight": 100, "active": 3, "requests": 70, "failures": 2})
+               "weight": 100, "policy": null, "active": 3, "requests": 70, "failures": 2})
     );
     assert_eq!(web["backends"][1]["state"], "suspected");
     let text = table::apps(&server.client().apps().await.unwrap());
@@ -335,7 +335,7 @@ async fn everything_that_is_wrong_is_said() {
         "10.9.9.9:7377: it has another cluster key",
         "s3://b/p fails: 403 Forbidden",
         "port 80 (http) is not open everywhere: in use",
-        "/etc/nginx/x.conf is not up to date",
+        "the newest state is not in use in /etc/nginx/x.conf",
         "application smtp of node-2 is not served in full: lb.allow",
         "application web is not ready: cannot connect",
     ] {

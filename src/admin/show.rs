@@ -112,6 +112,7 @@ impl Context<'_> {
             state: state.to_owned(),
             reason: reason.map(Cow::into_owned),
             weight: app.weight.get(),
+            policy: app.policy.map(|policy| policy.as_str().to_owned()),
             active: u32::try_from(load(|load| load.active.load(Ordering::Relaxed).into())).unwrap_or(u32::MAX),
             requests: load(|load| load.requests.load(Ordering::Relaxed)),
             failures: load(|load| load.failures.load(Ordering::Relaxed)),
@@ -324,7 +325,7 @@ fn listener_problem(listener: &ListenerView) -> Option<String> {
 
 fn generate_problem(generate: &GenerateView) -> Option<String> {
     let error = generate.error.as_ref()?;
-    Some(format!("{} is not up to date, the last good file stands: {error}", generate.target))
+    Some(format!("the newest state is not in use in {}: {error}", generate.target))
 }
 
 fn local_app_problem(app: &LocalAppView) -> Option<String> {
@@ -402,7 +403,7 @@ mod tests {
 
         let mut status = healthy("balancer");
         status.generate = Some(GenerateView { target: "/etc/x".into(), ok: false, last_ok: None, error });
-        assert!(only_problem(&status).contains("/etc/x is not up to date"));
+        assert!(only_problem(&status).contains("not in use in /etc/x"));
 
         let mut status = healthy("balancer");
         status.empty_routes = vec![EmptyRouteView { app: "web".into(), listen: 80 }];

@@ -309,6 +309,7 @@ mod tests {
             state: "ready".into(),
             reason: reason.map(Into::into),
             weight: 100,
+            policy: None,
             active: 3,
             requests: 12_034,
             failures: 2,

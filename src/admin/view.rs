@@ -237,6 +237,9 @@ pub struct BackendView {
     pub reason: Option<String>,
     /// Its share of the pool.
     pub weight: u16,
+    /// How it asks to be chosen; none: as the balancer does by default.
+    #[serde(default)]
+    pub policy: Option<String>,
     /// Requests and connections that this node has open to it. A backend sends nobody anything: 0.
     pub active: u32,
     /// Requests and connections that this node has begun.

@@ -12,12 +12,12 @@ use anyhow::Context as _;
 
 use super::{End, ask, inspect, print};
 use crate::admin::view::{AppView, AppsView, BackendView};
-use crate::app::{App, AppState, Offer};
+use crate::app::{App, AppState, Offer, PolicyName};
 use crate::cli;
 use crate::config::Config;
 use crate::generate::{self, TemplateSource};
 use crate::member::{Member, MemberState, NodeId, Role, Roster};
-use crate::name::{NodeName, Port};
+use crate::name::{NodeName, Port, Weight};
 use crate::pool::Pools;
 
 /// The largest roster that is read: some 10,000 backends.
@@ -63,7 +63,14 @@ fn read(path: &Path) -> anyhow::Result<AppsView> {
 
 fn roster(config: &Config, view: &AppsView) -> anyhow::Result<Roster> {
     let mut offers: BTreeMap<(String, IpAddr), Offer> = BTreeMap::new();
+    let mut gone: Vec<(App, AppState)> = Vec::new();
     for app in &view.apps {
+        if app.backends.is_empty() {
+            gone.push((
+                offered_by_nobody(app).with_context(|| format!("application {:.80}", app.name))?,
+                AppState::Ready,
+            ));
+        }
         for backend in &app.backends {
             let (ip, offered) = offered(app, backend)
                 .with_context(|| format!("application {:.80}, backend {:.80}", app.name, backend.node))?;
@@ -82,28 +89,59 @@ fn roster(config: &Config, view: &AppsView) -> anyhow::Result<Roster> {
             offer: Some(Arc::new(offer)),
         })
     });
-    let members = members.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut members = members.collect::<anyhow::Result<Vec<_>>>()?;
+    members.push(down(gone)?);
     Ok(Roster { cluster: config.cluster.name.clone(), me: NodeId(0), members })
+}
+
+/// Whoever offered these is down: their routes stand, empty.
+fn down(apps: Vec<(App, AppState)>) -> anyhow::Result<Member> {
+    Ok(Member {
+        id: NodeId(0),
+        name: Some("down".parse()?),
+        role: Some(Role::Backend),
+        address: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), crate::config::GOSSIP_PORT),
+        state: MemberState::Down,
+        since: SystemTime::UNIX_EPOCH,
+        offer: Some(Arc::new(Offer { apps })),
+    })
 }
 
 fn offered(app: &AppView, backend: &BackendView) -> anyhow::Result<(IpAddr, (App, AppState))> {
     let address: SocketAddr = backend.address.parse().with_context(|| format!("address {:?}", backend.address))?;
-    let port = |number: u16| Port::new(number).context("port 0");
-    let mut offered = App {
-        name: app.name.parse()?,
-        protocol: app.protocol.parse().map_err(anyhow::Error::msg)?,
+    let offered = App {
         port: port(address.port())?,
-        listen: port(app.listen)?,
-        domains: app.domains.iter().map(|domain| domain.parse()).collect::<Result<_, _>>()?,
-        path: app.path.parse()?,
         weight: backend.weight.try_into()?,
-        policy: None,
+        policy: backend.policy.as_deref().map(policy).transpose()?,
+        ..offered_by_nobody(app)?
     };
-    offered.normalize();
     let state = match backend.state.as_str() {
         "starting" => AppState::Starting,
         "draining" => AppState::Draining,
         _ => AppState::Ready,
     };
     Ok((address.ip(), (offered, state)))
+}
+
+fn offered_by_nobody(app: &AppView) -> anyhow::Result<App> {
+    let mut offered = App {
+        name: app.name.parse()?,
+        protocol: app.protocol.parse().map_err(anyhow::Error::msg)?,
+        port: Port::MIN,
+        listen: port(app.listen)?,
+        domains: app.domains.iter().map(|domain| domain.parse()).collect::<Result<_, _>>()?,
+        path: app.path.parse()?,
+        weight: Weight::default(),
+        policy: None,
+    };
+    offered.normalize();
+    Ok(offered)
+}
+
+fn port(number: u16) -> anyhow::Result<Port> {
+    Port::new(number).context("port 0")
+}
+
+fn policy(word: &str) -> anyhow::Result<PolicyName> {
+    serde_json::from_value(word.into()).with_context(|| format!("policy {word:.80}"))
 }
