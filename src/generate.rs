@@ -98,9 +98,11 @@ pub enum Error {
     NotRunning(String),
 }
 
-/// How long a file from an earlier run stands while this run knows of no application yet: joining takes a moment,
-/// and a restart of scrimp is no reason to answer 503.
-const START_GRACE: Duration = Duration::from_secs(10);
+/// How long a file from an earlier run stands at most while this run does not know the cluster yet: a restart of scrimp
+/// is no reason to answer 503. Backends that have lost their only balancer look for it every 15 s.
+const START_GRACE: Duration = Duration::from_secs(30);
+/// How long the cluster must have been quiet for this run to know it: members come one by one.
+const START_QUIET: Duration = Duration::from_secs(1);
 /// The pause after a first failure; it doubles with each.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after a failure.
@@ -180,7 +182,8 @@ impl Generator {
     }
 
     /// Follows the pools until `shutdown`. The first state is brought into use at once, also when there is no backend
-    /// at all; only a file from an earlier run stands ten seconds more while there is no application yet.
+    /// at all; only a file from an earlier run stands until the cluster is known, for half a minute at most. What
+    /// `report` holds from a generator before this one is taken over.
     pub async fn run(
         self,
         pools: watch::Receiver<Arc<Pools>>,
@@ -199,31 +202,40 @@ struct Run {
     /// When to try again, with or without a change.
     retry: Option<Instant>,
     pause: Duration,
-    /// Until when the file of an earlier run is not replaced by one without applications.
+    /// Until when the file of an earlier run is not replaced by one of half the cluster.
     hold_until: Option<Instant>,
+    changed_at: Instant,
 }
 
 impl Run {
-    fn new(generator: Generator, report: watch::Sender<Arc<GenerateReport>>) -> Self {
+    fn new(mut generator: Generator, report: watch::Sender<Arc<GenerateReport>>) -> Self {
+        let last = Arc::clone(&report.borrow());
+        let is_first = last.last_ok.is_none() && last.error.is_none();
+        if last.error.is_some() {
+            generator.apply.doubt();
+        }
         let target = generator.target.display().to_string();
-        report.send_replace(Arc::new(GenerateReport { target, ..GenerateReport::default() }));
+        let last_ok = last.last_ok.filter(|_| last.target == target);
+        report.send_replace(Arc::new(GenerateReport { target, last_ok, error: last.error.clone() }));
         let now = Instant::now();
-        Self { generator, report, pace: Pace::new(now), retry: Some(now), pause: RETRY_MIN, hold_until: None }
+        let hold_until = (is_first && generator.apply.has_file()).then(|| now + START_GRACE);
+        let pace = Pace::new(now);
+        Self { generator, report, pace, retry: Some(now), pause: RETRY_MIN, hold_until, changed_at: now }
     }
 
     async fn follow(mut self, mut pools: watch::Receiver<Arc<Pools>>, shutdown: CancellationToken) {
         if let Err(error) = self.generator.apply.recover() {
             self.tell(Err(error));
         }
-        if self.generator.apply.has_file() {
-            self.hold_until = Some(Instant::now() + START_GRACE);
-        }
         loop {
             let due = [self.pace.due(), self.retry].into_iter().flatten().min();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = pools.changed() => match changed {
-                    Ok(()) => self.pace.changed(Instant::now()),
+                    Ok(()) => {
+                        self.changed_at = Instant::now();
+                        self.pace.changed(self.changed_at);
+                    }
                     Err(_) => return,
                 },
                 () = sleep_until(due) => {
@@ -237,11 +249,17 @@ impl Run {
 
     async fn turn(&mut self, pools: &Arc<Pools>) {
         self.pace.begin();
-        self.retry = self.hold_until.filter(|until| pools.routes.is_empty() && Instant::now() < *until);
+        self.retry = self.held_until(pools).filter(|until| Instant::now() < *until);
         if self.retry.is_none() {
             self.hold_until = None;
             self.bring_into_use(Arc::clone(pools)).await;
         }
+    }
+
+    /// Until when nothing is done yet, as things are now.
+    fn held_until(&self, pools: &Pools) -> Option<Instant> {
+        let hold_until = self.hold_until?;
+        Some(if pools.routes.is_empty() { hold_until } else { hold_until.min(self.changed_at + START_QUIET) })
     }
 
     async fn bring_into_use(&mut self, pools: Arc<Pools>) {
@@ -277,7 +295,10 @@ impl Run {
                 }
             }
             Err(error) => {
-                let reason = error.to_string();
+                let reason = match &error {
+                    Error::NotRunning(reason) => reason.clone(),
+                    other => format!("{other}; the last good file stands"),
+                };
                 if last.error.as_ref() != Some(&reason) {
                     tracing::warn!(file = %next.target, "generated configuration is not in use: {reason}");
                 }

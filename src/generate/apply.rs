@@ -68,13 +68,18 @@ impl Apply {
         matches!(self.target.read(), Ok(Some(bytes)) if !bytes.is_empty())
     }
 
+    /// What runs is not known: the next text is brought into use even if it stands already.
+    pub fn doubt(&mut self) {
+        self.in_use = false;
+    }
+
     /// Undoes what a crash left unfinished. Call it once, before the first text.
     ///
     /// # Errors
     /// The file from before the crash cannot be put back.
     pub fn recover(&mut self) -> Result<(), Error> {
         // Which of the two files runs is not known then.
-        self.in_use = !self.target.recover()?;
+        self.in_use &= !self.target.recover()?;
         Ok(())
     }
 
@@ -170,7 +175,7 @@ impl Apply {
     async fn judge(&self, text: &str) -> Result<(), Error> {
         match (self.block, self.check.first()) {
             (Some(block), Some(program)) if is_nginx(program) => {
-                nginx::judge(program, block, text, &self.target.path).await.map_err(|error| check_error(&error))
+                nginx::judge(program, block, text, &self.target.path).await.map_err(|error| self.check_error(&error))
             }
             _ => Ok(()),
         }
@@ -186,14 +191,14 @@ impl Apply {
     async fn check(&self, candidate: &Path) -> Result<(), Error> {
         let candidate = candidate.to_string_lossy();
         let words: Vec<String> = self.check.iter().map(|word| word.replace(CANDIDATE, &candidate)).collect();
-        program::run(&words).await.map(|_| ()).map_err(|error| check_error(&error))
+        program::run(&words).await.map(|_| ()).map_err(|error| self.check_error(&error))
     }
 
     async fn reload(&mut self) -> Result<(), Error> {
         // Whatever happens from here on, what runs is known again only when it has gone well.
         self.in_use = false;
         let workers = self.observed();
-        program::run(&self.reload).await.map_err(|error| reload_error(&error))?;
+        program::run(&self.reload).await.map_err(|error| self.reload_error(&error))?;
         if let Some(workers) = workers {
             workers.wait_for_new().await.map_err(Error::Reload)?;
         }
@@ -207,39 +212,47 @@ impl Apply {
         self.block?;
         self.reload.iter().any(|word| is_nginx(word)).then(|| Workers::now(&self.reload))?
     }
-}
 
-fn is_nginx(word: &str) -> bool {
-    Path::new(word).file_name().is_some_and(|name| name == "nginx")
-}
+    fn check_error(&self, error: &ProgramError) -> Error {
+        Error::Check(explain(error, &self.target.path))
+    }
 
-fn check_error(error: &ProgramError) -> Error {
-    Error::Check(explain(error))
-}
-
-fn reload_error(error: &ProgramError) -> Error {
-    match error {
-        ProgramError::Failed { said, .. } if nginx::is_not_running(said) => Error::NotRunning(
-            "nginx is not running: start it (systemctl start nginx); it then loads the newest file".to_owned(),
-        ),
-        other => Error::Reload(explain(other)),
+    fn reload_error(&self, error: &ProgramError) -> Error {
+        match error {
+            ProgramError::Failed { said, .. } if nginx::is_not_running(said) => Error::NotRunning(
+                "nginx is not running: start it (systemctl start nginx); it then loads the newest file".to_owned(),
+            ),
+            other => Error::Reload(explain(other, &self.target.path)),
+        }
     }
 }
 
-fn explain(error: &ProgramError) -> String {
-    let text = error.to_string();
-    let remedy = match error {
-        ProgramError::Missing(program) if is_nginx(program) => {
-            Some("nginx is not installed: apt-get install nginx (and libnginx-mod-stream for TCP and UDP applications)")
+fn explain(error: &ProgramError, ours: &Path) -> String {
+    let (text, remedy) = match error {
+        ProgramError::Failed { command, status, said } => {
+            let said = nginx::essence(said);
+            let remedy = nginx::remedy(&said, ours);
+            (ProgramError::Failed { command: command.clone(), status: *status, said }.to_string(), remedy)
         }
-        ProgramError::Missing(_) => Some("install it, or correct lb.generate.check and lb.generate.reload"),
-        ProgramError::Failed { said, .. } => nginx::remedy(said),
-        _ => None,
+        ProgramError::Missing(program) if is_nginx(program) => (
+            error.to_string(),
+            Some(
+                "nginx is not installed: apt-get install nginx (and libnginx-mod-stream for TCP and UDP applications)",
+            ),
+        ),
+        ProgramError::Missing(_) => {
+            (error.to_string(), Some("install it, or correct lb.generate.check and lb.generate.reload"))
+        }
+        _ => (error.to_string(), None),
     };
     match remedy {
         Some(remedy) => format!("{}; {remedy}", shorten(&text)),
         None => shorten(&text).to_owned(),
     }
+}
+
+fn is_nginx(word: &str) -> bool {
+    Path::new(word).file_name().is_some_and(|name| name == "nginx")
 }
 
 /// What waits for the disk or takes long has a thread of its own.

@@ -103,6 +103,31 @@ pub fn is_not_running(said: &str) -> bool {
         || (said.contains("kill(") && said.contains("failed (3:"))
 }
 
+/// What nginx says, without what differs each time (its clock and its process) and without the line that only
+/// repeats that the test failed. So the same complaint is the same text.
+#[must_use]
+pub fn essence(said: &str) -> String {
+    let parts: Vec<&str> = said.split("; ").map(without_clock).collect();
+    let told: Vec<&str> = parts.iter().copied().filter(|part| !is_verdict(part)).collect();
+    if told.is_empty() { parts.join("; ") } else { told.join("; ") }
+}
+
+/// `2026/01/31 12:00:00 [emerg] 4711#4711: what` as `[emerg] what`; anything else as it is.
+fn without_clock(part: &str) -> &str {
+    let is_clock = part
+        .get(..20)
+        .is_some_and(|clock| clock.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'/' | b':' | b' ')));
+    let rest = if is_clock { part.get(20..).unwrap_or(part) } else { part };
+    match rest.split_once("#") {
+        Some((_, after)) if is_clock => after.split_once(": ").map_or(rest, |(_, what)| what),
+        _ => rest,
+    }
+}
+
+fn is_verdict(part: &str) -> bool {
+    part.starts_with("nginx: configuration file ") && part.ends_with(" test failed")
+}
+
 /// Signs in what nginx says, and what to do.
 const REMEDIES: [(&str, &str); 12] = [
     (
@@ -133,13 +158,25 @@ const REMEDIES: [(&str, &str); 12] = [
     ("bind() to", "run this as root, or allow the port (CAP_NET_BIND_SERVICE); or is the port not of this machine?"),
     ("Address family not supported", "this machine has no IPv6: remove the listen lines with [::]"),
     ("Permission denied", "nginx can be asked only by a user that may read its files: run scrimp as root or use sudo"),
-    ("unknown directive", "correct the template, or load the nginx module that knows the directive"),
+    (
+        "duplicate upstream",
+        "another file holds the same upstreams, one that an earlier lb.generate.target left, perhaps: remove it",
+    ),
 ];
 
-/// What to do about a complaint of nginx, where that is known.
+/// What to do about a complaint of nginx, where that is known; `ours` is the file that scrimp writes.
 #[must_use]
-pub fn remedy(said: &str) -> Option<&'static str> {
-    REMEDIES.iter().find(|(sign, _)| said.contains(sign)).map(|(_, remedy)| *remedy)
+pub fn remedy(said: &str, ours: &Path) -> Option<&'static str> {
+    let known = REMEDIES.iter().find(|(sign, _)| said.contains(sign)).map(|(_, remedy)| *remedy);
+    known.or_else(|| {
+        if said.contains(&*ours.to_string_lossy()) {
+            let unknown = said.contains("unknown directive");
+            unknown.then_some("correct the template, or load the nginx module that knows the directive")
+        } else {
+            // nginx names the place of what it cannot read as FILE:LINE.
+            said.contains(".conf:").then_some("scrimp's own file is in order: correct the one that nginx names")
+        }
+    })
 }
 
 #[cfg(test)]
@@ -159,6 +196,26 @@ mod tests {
         judge("nginx", Block::Stream, "", Path::new("/x")).await.unwrap();
         let error = judge("nginx", Block::Http, text, Path::new("/x")).await.unwrap_err().to_string();
         assert!(error.contains("/x:1"), "{error}");
+    }
+
+    #[test]
+    fn the_same_complaint_is_the_same_text() {
+        let said = "2026/11/21 10:36:06 [emerg] 30853#30853: unknown directive \"listn\" in /etc/nginx/x.conf:2; \
+                    nginx: configuration file /etc/nginx/nginx.conf test failed";
+        assert_eq!(essence(said), "unknown directive \"listn\" in /etc/nginx/x.conf:2");
+        let said = "nginx: [emerg] unexpected \"}\" in /etc/nginx/x.conf:2";
+        assert_eq!(essence(said), said);
+        for said in ["", "no # in it", "nginx: configuration file /x test failed", "2026/11/21 10:36:06 x"] {
+            assert!(essence(said).len() <= said.len(), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_remedy_depends_on_whose_file_is_broken() {
+        let (ours, said) = (Path::new("/etc/nginx/conf.d/scrimp.conf"), "unknown directive \"x\" in /etc/nginx/");
+        assert!(remedy(&format!("{said}conf.d/scrimp.conf:2"), ours).unwrap().contains("correct the template"));
+        assert!(remedy(&format!("{said}mine.conf:2"), ours).unwrap().contains("own file is in order"));
+        assert_eq!(remedy("what is this", ours), None);
     }
 
     #[test]

@@ -126,7 +126,7 @@ fn explain(file: &str, error: &tera::Error) -> TemplateError {
         ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
             (Some(report.span().start_line), report.message().to_owned())
         }
-        other => (None, other.to_string()),
+        other => place_in(file, &other.to_string()),
     };
     TemplateError {
         file: file.to_owned(),
@@ -134,6 +134,16 @@ fn explain(file: &str, error: &tera::Error) -> TemplateError {
         what: what.replace(char::is_control, " "),
         remedy: "the comment at the top of templates/nginx.conf.tera lists what a template can use",
     }
+}
+
+/// Some mistakes (a filter that there is not) come as one drawn text: what is wrong, and below it an arrow to
+/// `FILE:LINE:COLUMN` and the line itself.
+fn place_in(file: &str, report: &str) -> (Option<usize>, String) {
+    let Some((what, place)) = report.split_once("-->") else {
+        return (None, report.to_owned());
+    };
+    let line = place.trim_start().strip_prefix(file).and_then(|rest| rest.split(':').nth(1)?.parse().ok());
+    (line, what.trim().trim_start_matches("error: ").to_owned())
 }
 
 /// Takes what a template gives, up to a bound.
@@ -254,6 +264,8 @@ mod tests {
         assert!(error.line.is_some(), "{error}");
         let error = Template::compile("mine.tera".to_owned(), "a\n{{ }}\n").unwrap_err();
         assert_eq!((error.file.as_str(), error.line), ("mine.tera", Some(2)), "{error}");
+        let error = Template::compile("mine.tera".to_owned(), "a\n\n{{ pools | nonsense }}").unwrap_err();
+        assert_eq!((error.line, error.what.as_str()), (Some(3), "Unknown filter `nonsense`"), "{error}");
     }
 
     #[test]
