@@ -49,6 +49,8 @@ pub struct Cluster {
     pub seed: String,
     pub key: PathBuf,
     pub env: Vec<(String, String)>,
+    /// A program, with its arguments, that nodes are started through: one that takes powers away, say.
+    pub under: Vec<String>,
     /// Where its balancers listen: a loopback address of this cluster's own, so that no other test can have
     /// taken the port that was free a moment ago.
     pub ip: Ipv4Addr,
@@ -61,7 +63,7 @@ impl Cluster {
         let seed = format!("file://{}", folder.path().join("seeds").display());
         let key = write_key(folder.path(), "cluster.key");
         let ip = Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255));
-        Self { folder, seed, key, env: Vec::new(), ip }
+        Self { folder, seed, key, env: Vec::new(), under: Vec::new(), ip }
     }
 
     /// A free listen port at this cluster's address.
@@ -91,7 +93,7 @@ impl Cluster {
         let socket = self.path(&format!("{name}.sock"));
         let log_path = self.path(&format!("{name}.log"));
         let log = fs::File::options().create(true).append(true).open(&log_path).unwrap();
-        let mut command = scrimp();
+        let mut command = scrimp_under(&self.under);
         command
             .arg(role)
             .arg("--config")
@@ -114,7 +116,19 @@ impl Cluster {
 
 /// The program under test, with none of this machine's settings.
 pub fn scrimp() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scrimp"));
+    scrimp_under(&[])
+}
+
+fn scrimp_under(words: &[String]) -> Command {
+    let program = env!("CARGO_BIN_EXE_scrimp");
+    let mut command = match words {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SCRIMP_") || name.starts_with("AWS_")) {
         command.env_remove(name);
     }
