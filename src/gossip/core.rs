@@ -580,6 +580,9 @@ impl Core {
     fn record_changed(&mut self, now: Instant) {
         self.record.version += 1;
         self.record_bytes = self.record.encode();
+        // Tries of the last version that are still due would be counted as tries of this one, and end them early.
+        self.timers.retain(|Reverse((_, _, slot))| !matches!(slot.0, Timer::Push(_)));
+        self.held.values_mut().for_each(|held| held.push_tries = None);
         let nodes: Vec<NodeId> = self.foca.iter_members().map(|member| member.id().node).collect();
         for (node, place) in nodes.into_iter().zip(0_u32..) {
             if let Some(held) = self.held.get_mut(&node) {
