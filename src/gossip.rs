@@ -102,11 +102,11 @@ impl Bound {
         let is_any_port = config.bind.port() == 0;
         // A port that is free for UDP may be taken for TCP; the system's next choice hardly is too.
         for _ in 0..if is_any_port { 16 } else { 1 } {
-            let udp = bind_udp(config.bind).with_context(|| taken("UDP", config.bind))?;
+            let udp = bind_udp(config.bind).map_err(|error| refused("UDP", config.bind, error))?;
             let address = udp.local_addr()?;
             match bind_tcp(address) {
                 Ok(tcp) => return Ok(Self { config, udp, tcp, address }),
-                Err(error) if !is_any_port => return Err(error).with_context(|| taken("TCP", address)),
+                Err(error) if !is_any_port => return Err(refused("TCP", address, error)),
                 Err(_) => {}
             }
         }
@@ -212,9 +212,17 @@ fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn taken(kind: &str, address: SocketAddr) -> String {
-    format!(
-        "cannot listen for gossip at {kind} {address}: is another scrimp running here? Stop it, or set node.bind \
-         (--bind) to a free port"
-    )
+/// Why the gossip's address cannot be had, and what to do.
+fn refused(kind: &str, address: SocketAddr, error: std::io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "is another scrimp running here? Stop it, or set node.bind (--bind) to a free port"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address: set node.bind (--bind) to one that it has (`scrimp addresses` \
+             lists them)"
+        }
+        _ => "set node.bind (--bind) to another address or port",
+    };
+    anyhow::anyhow!("cannot listen for gossip at {kind} {address}: {error}: {remedy}")
 }

@@ -6,7 +6,7 @@ use crate::admin::AdminAddr;
 use crate::cli;
 
 use super::section::Section;
-use super::source::{Environment, given_list};
+use super::source::{self, Environment, given_list};
 use super::tree::{Node, quote};
 use super::{LIST_MAX, key, value};
 
@@ -45,7 +45,7 @@ pub(super) fn read(
     let token = section.take("token", |node| {
         let file = value::path(node)?;
         if is_judged {
-            key::open_secret(&file)?;
+            key::open_secret(&file).map_err(|error| format!("{error}{}", source::remedy(&file)))?;
         }
         Ok(file)
     });

@@ -1,11 +1,13 @@
 //! The cluster's keys: a file with one a line.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::gossip::ClusterKey;
+
+use super::source;
 
 /// The most keys that are tried on a datagram: one in use, one to come, one to go, one to spare.
 pub const KEYS_MAX: usize = 4;
@@ -27,7 +29,7 @@ pub(super) fn open_secret(file: &Path) -> Result<File, String> {
     let opened = File::open(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let metadata = opened.metadata().map_err(|error| format!("cannot read {shown}: {error}"))?;
     if metadata.is_dir() {
-        return Err(format!("{shown} is a folder, not a file"));
+        return Err(format!("{shown} is a folder"));
     }
     let mode = metadata.permissions().mode();
     if mode & 0o007 != 0 {
@@ -49,10 +51,11 @@ pub(super) fn read(file: &Path) -> Result<Vec<ClusterKey>, Vec<String>> {
     parse(&text).map_err(|errors| errors.into_iter().map(|error| format!("{shown}{error}")).collect())
 }
 
-/// What to do where there is no file; one that is there needs another cure.
+/// What to do about a key file that cannot be read.
 fn remedy(file: &Path) -> String {
-    if file.exists() {
-        return String::new();
+    let is_missing = matches!(file.metadata(), Err(error) if error.kind() == ErrorKind::NotFound);
+    if !is_missing {
+        return source::remedy(file).to_owned();
     }
     let shown = file.display();
     format!(": scrimp keygen > {shown}; chmod 600 {shown} (every node of the cluster needs the same file)")

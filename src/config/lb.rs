@@ -14,6 +14,7 @@ use crate::proxy::{self, Limits, OnRemoval, Timeouts};
 
 use super::app::policy;
 use super::section::{Section, unknown};
+use super::source::remedy;
 use super::tree::{Node, Value, quote};
 use super::value;
 
@@ -254,7 +255,8 @@ fn template(node: &Node, is_used: bool) -> Result<TemplateSource, String> {
         given if given.contains('/') || Path::new(given).extension().is_some() => {
             let path = value::path(node)?;
             if is_used {
-                std::fs::File::open(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                std::fs::File::open(&path)
+                    .map_err(|error| format!("cannot read {}: {error}{}", path.display(), remedy(&path)))?;
             }
             Ok(TemplateSource::File(path))
         }

@@ -76,7 +76,8 @@ pub(super) fn read_main(main: Option<&Path>, named: Option<Place>, notes: &Notes
         Ok(text) => tree::parse(&file, &text, notes),
         Err(error) => {
             let place = Place::file(&file);
-            notes.add(named.unwrap_or_else(|| place.clone()), format!("cannot read {}: {error}", path.display()));
+            let message = format!("cannot read {}: {error}{}", path.display(), remedy(path));
+            notes.add(named.unwrap_or_else(|| place.clone()), message);
             Parsed { root: Node::empty(place), is_whole: false }
         }
     }
@@ -108,6 +109,16 @@ pub(super) fn read_apps(folder: &Path, notes: &Notes) -> Vec<(PathBuf, Parsed)> 
 fn is_app_file(path: &Path) -> bool {
     let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     !is_hidden && path.extension().is_some_and(|extension| extension == "toml" || extension == "json")
+}
+
+/// What to do about a file that cannot be read.
+pub(super) fn remedy(path: &Path) -> &'static str {
+    match File::open(path).map_err(|error| error.kind()) {
+        Err(ErrorKind::NotFound) => ": check the path",
+        Err(ErrorKind::PermissionDenied) => ": run scrimp as a user that may read it, or give that user the right to",
+        Ok(_) if path.is_dir() => ": name a file in it",
+        _ => "",
+    }
 }
 
 fn read_text(path: &Path) -> Result<String, String> {

@@ -143,8 +143,10 @@ fn fixed(text: &str) -> Result<SeedUrl, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Err(format!("the gossip port is missing; write {}", SocketAddr::new(ip, 7377)));
     }
-    if let Some(scheme) = ["s3", "file"].into_iter().find(|scheme| text.split(':').next() == Some(scheme)) {
-        return Err(format!("two slashes follow {scheme}:; {FORMS}"));
+    if let Some((scheme @ ("s3" | "S3" | "file" | "FILE"), rest)) = text.split_once(':') {
+        let slashes = if scheme.len() == 2 { "//" } else { "///" };
+        let scheme = scheme.to_ascii_lowercase();
+        return Err(format!("its slashes are missing; write {scheme}:{slashes}{}", rest.trim_start_matches('/')));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
         return Err(format!("the gossip port is missing, as in HOST:7377; or {FORMS}"));
