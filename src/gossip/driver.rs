@@ -172,7 +172,7 @@ impl Loop {
                     self.decide(Input::Pulled { node, digest, result });
                 }
                 Event::Contacted { addr, outcome } => {
-                    self.warn("contact", began, || outcome.clone());
+                    self.warn("contact", began, || format!("seed {addr} does not let this node in: {outcome}"));
                     self.decide(Input::Contacted { addr, outcome });
                 }
                 Event::Deadline => {}
@@ -282,7 +282,10 @@ impl Loop {
             Err(Refusal::Unauthenticated) => {
                 counters.dropped_unauthenticated.inc();
                 self.warn("foreign", Instant::now(), || {
-                    format!("a datagram from {from} is not sealed with our cluster key for our cluster name: dropped")
+                    format!(
+                        "a datagram from {from} is not sealed with our cluster key for our cluster name: dropped; if \
+                         that is a node of ours, give it the same cluster.key file and the same cluster.name"
+                    )
                 });
             }
         }

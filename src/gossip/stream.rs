@@ -111,17 +111,21 @@ pub(super) async fn contact(addr: SocketAddr, keyring: &Keyring, sealer: &Sealer
     let stream = match connect(addr).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            return format!("{addr} refuses connections: no scrimp listens there");
+            return "it refuses connections: no scrimp listens there".to_owned();
         }
         Err(error) => {
-            return format!("{addr} does not answer ({error}): is it up, and port {port} open for UDP and TCP?");
+            return format!("it does not answer ({error}): is it up, and port {port} open for UDP and TCP?");
         }
     };
     match timeout(EXCHANGE_TIMEOUT, exchange(stream, HELLO, &[], keyring, sealer)).await {
-        Ok(Ok(Some(_))) => format!("{addr} answers over TCP but not over UDP: is port {port} open for UDP, both ways?"),
-        Ok(Ok(None)) => format!("{addr} answers, but not as a scrimp of our cluster"),
-        Ok(Err(_)) => format!("{addr} closes unanswered: its cluster key or its cluster name is not ours"),
-        Err(_) => format!("{addr} accepts connections but says nothing: is that a scrimp?"),
+        Ok(Ok(Some(_))) => format!("it answers over TCP but not over UDP: is port {port} open for UDP, both ways?"),
+        Ok(Ok(None)) => "it answers, but not as a scrimp of our cluster".to_owned(),
+        Ok(Err(_)) => {
+            "its cluster key or its cluster name is not ours (it closes unanswered): give both nodes the same \
+                       cluster.key file and the same cluster.name"
+                .to_owned()
+        }
+        Err(_) => "it accepts connections but says nothing: is that a scrimp?".to_owned(),
     }
 }
 
