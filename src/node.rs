@@ -237,12 +237,15 @@ impl Node {
     }
 }
 
+const NOT_RELOADED: &str = "the configuration was not taken over, everything stays as it was";
+
 /// Answers one wish to reload: to whom it came from, and in the log.
 fn answer_reload(answer: Option<ReloadAnswer>, outcome: Result<String, String>) {
     match &outcome {
         Ok(done) => info!("configuration read again: {done}"),
-        Err(error) => warn!("the configuration was not taken over, everything stays as it was: {error}"),
+        Err(error) => warn!("{NOT_RELOADED}: {}", error.replace('\n', "; ")),
     }
+    let outcome = outcome.map_err(|error| format!("{NOT_RELOADED}:\n{error}"));
     answer.map(|answer| answer.send(outcome));
 }
 

@@ -272,7 +272,8 @@ fn problems(status: &StatusView) -> Vec<String> {
     add(&mut all, "ports", status.listeners.iter().flatten().filter_map(listener_problem));
     all.extend(status.generate.iter().filter_map(generate_problem));
     let refused = status.refused.iter().map(|refused| {
-        format!("application {} of {} is not served in full: {}", refused.app, refused.node, refused.reason)
+        let remedy = refusal_remedy(&refused.reason);
+        format!("application {} of {} is not served in full: {}: {remedy}", refused.app, refused.node, refused.reason)
     });
     add(&mut all, "refused offers", refused);
     let empty = status.empty_routes.iter();
@@ -316,6 +317,15 @@ fn store_problem(store: &SeedStoreView) -> Option<String> {
     let error = store.error.as_ref()?;
     let last = store.last_ok.map_or_else(|| "it has never answered".to_owned(), |last| format!("last answer {last}"));
     Some(format!("seed store {} fails: {error} ({last})", store.url))
+}
+
+/// What is refused by this balancer's rules needs another remedy than what somebody else has.
+fn refusal_remedy(reason: &str) -> &'static str {
+    if reason.starts_with("lb.allow") {
+        "allow it on this balancer, or have the application ask for something else"
+    } else {
+        "give one of the two applications another listen port, domain or path"
+    }
 }
 
 fn listener_problem(listener: &ListenerView) -> Option<String> {
