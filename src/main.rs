@@ -43,7 +43,11 @@ async fn balancer(common: cli::Common) -> ExitCode {
         Ok(config) => config,
         Err(status) => return status,
     };
-    done(node::run_balancer(config, Box::new(load)).await)
+    match node::run_balancer(config, Box::new(load)).await {
+        // A template or a certificate is a part of the configuration, in files of its own.
+        Err(error) if error.is::<scrimp::generate::Error>() => wrong(&format!("{error:#}")),
+        outcome => done(outcome),
+    }
 }
 
 async fn backend(args: cli::Backend) -> ExitCode {
@@ -92,6 +96,11 @@ fn failed(error: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn wrong(error: &str) -> ExitCode {
+    eprintln!("scrimp: {error}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
 fn end(end: tools::End) -> ExitCode {
     match end {
         tools::End::Failed(error) => failed(format!("{error:#}")),
@@ -99,6 +108,7 @@ fn end(end: tools::End) -> ExitCode {
             eprintln!("{mistakes}");
             ExitCode::from(EXIT_CONFIG)
         }
+        tools::End::Unfit(error) => wrong(&error),
         tools::End::Silent => ExitCode::FAILURE,
     }
 }

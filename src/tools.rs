@@ -23,6 +23,8 @@ pub enum End {
     Failed(anyhow::Error),
     /// The configuration is wrong.
     Wrong(Mistakes),
+    /// The configuration is well written, and what it names is not right.
+    Unfit(String),
     /// The answer is no, and that is all there is to say.
     Silent,
 }

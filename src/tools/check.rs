@@ -5,17 +5,21 @@ use std::sync::Arc;
 use super::{End, environment, judge_seed, print};
 use crate::cli;
 use crate::config::{self, Config, Mode, Purpose, Sources};
-use crate::generate::Generator;
+use crate::generate::{self, Generator};
 use crate::member::Role;
 
 pub(super) async fn run(args: &cli::Check) -> Result<(), End> {
     let sources = Sources { apps: &args.apps, judge_seed, ..Sources::new(&args.common, &environment) };
     let config = config::load(&sources, Purpose::Check(args.role))?;
     if let (Mode::Generate, Some(generate)) = (config.lb.mode, &config.lb.generate) {
-        let generator = Generator::new(generate.clone(), Arc::default()).map_err(anyhow::Error::new)?;
-        generator.check().await.map_err(anyhow::Error::new)?;
+        let generator = Generator::new(generate.clone(), Arc::default()).map_err(unfit)?;
+        generator.check().await.map_err(unfit)?;
     }
     print(&summary(&config))
+}
+
+fn unfit(error: generate::Error) -> End {
+    End::Unfit(format!("lb.generate: {error}"))
 }
 
 fn summary(config: &Config) -> String {
