@@ -102,11 +102,11 @@ impl Bound {
         let is_any_port = config.bind.port() == 0;
         // A port that is free for UDP may be taken for TCP; the system's next choice hardly is too.
         for _ in 0..if is_any_port { 16 } else { 1 } {
-            let udp = bind_udp(config.bind).map_err(|error| refused("UDP", config.bind, error))?;
+            let udp = bind_udp(config.bind).map_err(|error| refused("UDP", config.bind, &error))?;
             let address = udp.local_addr()?;
             match bind_tcp(address) {
                 Ok(tcp) => return Ok(Self { config, udp, tcp, address }),
-                Err(error) if !is_any_port => return Err(refused("TCP", address, error)),
+                Err(error) if !is_any_port => return Err(refused("TCP", address, &error)),
                 Err(_) => {}
             }
         }
@@ -213,7 +213,7 @@ fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Why the gossip's address cannot be had, and what to do.
-fn refused(kind: &str, address: SocketAddr, error: std::io::Error) -> anyhow::Error {
+fn refused(kind: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
     let remedy = match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             "is another scrimp running here? Stop it, or set node.bind (--bind) to a free port"

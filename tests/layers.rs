@@ -169,9 +169,11 @@ fn pure_files_touch_nothing() {
 
 #[test]
 fn only_the_edge_reads_the_environment() {
+    // Settings of scrimp's are the edge's. What Amazon's own tools read (`AWS_…`) is read where they are used.
     let allowed = ["config", "demo", "tools", "log", "address"];
+    let is_amazons = |file: &str| file == "seed/s3.rs";
     for (file, code) in sources() {
-        if !allowed.contains(&room(&file)) {
+        if !allowed.contains(&room(&file)) && !is_amazons(&file) {
             for (number, line) in code.lines().enumerate() {
                 assert!(!line.contains("env::var"), "src/{file}:{} reads the environment", number + 1);
             }

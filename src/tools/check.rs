@@ -12,13 +12,13 @@ pub(super) async fn run(args: &cli::Check) -> Result<(), End> {
     let sources = Sources { apps: &args.apps, judge_seed, ..Sources::new(&args.common, &environment) };
     let config = config::load(&sources, Purpose::Check(args.role))?;
     if let (Mode::Generate, Some(generate)) = (config.lb.mode, &config.lb.generate) {
-        let generator = Generator::new(generate.clone(), Arc::default()).map_err(unfit)?;
-        generator.check().await.map_err(unfit)?;
+        let generator = Generator::new(generate.clone(), Arc::default()).map_err(|error| unfit(&error))?;
+        generator.check().await.map_err(|error| unfit(&error))?;
     }
     print(&summary(&config))
 }
 
-fn unfit(error: generate::Error) -> End {
+fn unfit(error: &generate::Error) -> End {
     End::Unfit(format!("lb.generate: {error}"))
 }
 
