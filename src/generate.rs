@@ -12,6 +12,7 @@ pub mod model;
 pub mod nginx;
 pub mod observe;
 pub mod pace;
+pub mod place;
 pub mod program;
 pub mod target;
 pub mod template;

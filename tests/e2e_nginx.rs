@@ -643,6 +643,21 @@ fn a_folder_that_cannot_be_written_is_named_and_the_old_file_stands_until_it_can
 }
 
 #[test]
+fn a_file_that_nginx_does_not_load_is_not_called_in_use() {
+    let place = Place::new();
+    let folder = place.cluster.path("elsewhere");
+    fs::create_dir(&folder).unwrap();
+    let lb = place.balancer_with("lb", &place.settings("nginx", &folder.join("scrimp.conf")));
+    let include = format!("include {}/*.conf;", folder.display());
+    await_problem(&lb, &["nginx does not load", &include]);
+    assert_eq!(lb.metric("scrimp_generate_reloads_total"), Some(0.0));
+    let _a = place.backend("a", &["site.example"]);
+    fs::write(place.target().with_file_name("more.conf"), include).unwrap();
+    place.await_served(&lb, "site.example", &["a"]);
+    await_problem(&lb, &["no problems"]);
+}
+
+#[test]
 fn settings_that_change_are_taken_over_and_broken_ones_change_nothing() {
     let place = Place::new();
     let lb = place.balancer("lb");
@@ -776,7 +791,18 @@ fn check_judges_what_would_be_written() {
     let (status, said) = check(&certificate(&wrong), None);
     assert!(status != 0 && said.contains("does not begin with a certificate"), "{status} {said}");
 
+    // What would go wrong only once the file is there: a default server as Debian has one, a folder that nginx does
+    // not read, and the wrong block.
     let other = place.target().with_file_name("other.conf");
+    fs::write(&other, "server { listen 80 default_server; }\n").unwrap();
+    let (status, said) = check(&right, None);
+    assert!(status != 0 && said.contains("other.conf already is the default server"), "{status} {said}");
+    fs::remove_file(&other).unwrap();
+    let (status, said) = check(&place.settings("nginx", &place.cluster.path("scrimp.conf")), None);
+    assert!(status != 0 && said.contains("nginx does not load"), "{status} {said}");
+    let (status, said) = check(&place.settings("nginx-stream", &place.target()), None);
+    assert!(status != 0 && said.contains("in its http block"), "{status} {said}");
+
     fs::write(&other, "nonsense;\n").unwrap();
     let (status, said) = check(&right, None);
     assert!(status != 0 && said.contains("other.conf:1"), "{status} {said}");

@@ -10,12 +10,16 @@ use crate::report::GenerateCounters;
 
 use super::nginx::{self, Block};
 use super::observe::Workers;
+use super::place;
 use super::program::{self, ProgramError, shorten};
 use super::target::Target;
 use super::{Config, Error, TemplateSource};
 
 /// Stands for the candidate's path in a configured check.
 const CANDIDATE: &str = "{candidate}";
+
+/// The most of nginx's whole configuration that is looked at.
+const DUMP_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// What became of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub struct Apply {
     block: Option<Block>,
     counters: Arc<GenerateCounters>,
     in_use: bool,
+    /// nginx was seen to load the file.
+    is_placed: bool,
 }
 
 impl Apply {
@@ -59,6 +65,7 @@ impl Apply {
             block,
             counters,
             in_use: true,
+            is_placed: false,
         })
     }
 
@@ -89,6 +96,15 @@ impl Apply {
     /// What is wrong, and what to do.
     pub async fn ask(&self, text: &str) -> Result<(), Error> {
         self.judge(text).await?;
+        if let Some(dump) = self.dump().await {
+            place::judge(&dump, &self.target.path, self.block).map_err(Error::Check)?;
+            if let Some(file) = place::other_default(&dump, &self.target.path, text) {
+                return Err(Error::Check(format!(
+                    "{file} already is the default server of a port that scrimp needs; remove that file, or \
+                     default_server from its listen lines"
+                )));
+            }
+        }
         if self.check.iter().any(|word| word.contains(CANDIDATE)) {
             self.stage(text).await?;
             let outcome = self.check(&self.target.candidate).await;
@@ -132,7 +148,7 @@ impl Apply {
         let target = self.target.clone();
         blocking(move || target.swap_in()).await?;
         self.counters.writes.inc();
-        let outcome = match self.check(&self.target.path).await {
+        let outcome = match self.check_in_place().await {
             Ok(()) => self.reload().await,
             bad => bad,
         };
@@ -186,6 +202,29 @@ impl Apply {
             return self.check(&self.target.candidate).await;
         }
         Ok(())
+    }
+
+    /// With the new file under the target's name. That nginx loads it is looked at until it was seen once.
+    async fn check_in_place(&mut self) -> Result<(), Error> {
+        self.check(&self.target.path).await?;
+        if !self.is_placed
+            && let Some(dump) = self.dump().await
+        {
+            place::judge_standing(&dump, &self.target.path, self.block).map_err(Error::Check)?;
+        }
+        self.is_placed = true;
+        Ok(())
+    }
+
+    /// All that nginx loads; none if that cannot be asked.
+    async fn dump(&self) -> Option<String> {
+        let tests = |word: &String| word == "-t";
+        if !self.check.iter().any(|word| is_nginx(word)) || !self.check.iter().any(tests) {
+            return None;
+        }
+        let show = |word: &String| if tests(word) { "-T".to_owned() } else { word.clone() };
+        let words: Vec<String> = self.check.iter().map(show).collect();
+        program::output(&words, DUMP_BYTES_MAX).await.ok().filter(|dump| dump.len() < DUMP_BYTES_MAX)
     }
 
     async fn check(&self, candidate: &Path) -> Result<(), Error> {

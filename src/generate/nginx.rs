@@ -15,6 +15,17 @@ pub enum Block {
     Stream,
 }
 
+impl Block {
+    /// Its name in nginx.conf.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Stream => "stream",
+        }
+    }
+}
+
 /// Has `text` judged by itself, by an nginx that runs on nothing else and touches nothing that lives.
 ///
 /// # Errors

@@ -45,16 +45,38 @@ pub enum ProgramError {
 /// # Errors
 /// Everything but an exit status of zero.
 pub async fn run(words: &[String]) -> Result<String, ProgramError> {
-    run_within(words, TIME_MAX).await
+    run_within(words, TIME_MAX, KEPT_BYTES_MAX).await.map(|said| said.one_line())
 }
 
-async fn run_within(words: &[String], limit: Duration) -> Result<String, ProgramError> {
+/// The same; what it wrote to its standard output as it is, up to `bytes_max`.
+///
+/// # Errors
+/// Everything but an exit status of zero.
+pub async fn output(words: &[String], bytes_max: usize) -> Result<String, ProgramError> {
+    let said = run_within(words, TIME_MAX, bytes_max).await?;
+    Ok(String::from_utf8_lossy(&said.output).into_owned())
+}
+
+/// What a program said.
+#[derive(Debug, Default)]
+struct Said {
+    errors: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Said {
+    fn one_line(&self) -> String {
+        one_line(&[&self.errors[..], &self.output[..]].concat())
+    }
+}
+
+async fn run_within(words: &[String], limit: Duration, kept_bytes: usize) -> Result<Said, ProgramError> {
     let Some((program, arguments)) = words.split_first() else {
-        return Ok(String::new());
+        return Ok(Said::default());
     };
     let mut child = spawn(program, arguments)?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
-    let outcome = tokio::time::timeout(limit, finish(&mut child)).await;
+    let outcome = tokio::time::timeout(limit, finish(&mut child, kept_bytes)).await;
     if let (Some(group), Err(_)) = (group, &outcome) {
         // The program and what it started: all of it is in a process group of its own.
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
@@ -65,7 +87,7 @@ async fn run_within(words: &[String], limit: Duration) -> Result<String, Program
         Err(_) => Err(ProgramError::Time(command, limit)),
         Ok(Err(error)) => Err(ProgramError::Start(program.clone(), error.to_string())),
         Ok(Ok((status, said))) if status.success() => Ok(said),
-        Ok(Ok((status, said))) => Err(ProgramError::Failed { command, status, said }),
+        Ok(Ok((status, said))) => Err(ProgramError::Failed { command, status, said: said.one_line() }),
     }
 }
 
@@ -85,12 +107,15 @@ fn spawn(program: &str, arguments: &[String]) -> Result<Child, ProgramError> {
         })
 }
 
-async fn finish(child: &mut Child) -> std::io::Result<(ExitStatus, String)> {
-    let (mut errors, mut output) = (Vec::new(), Vec::new());
+async fn finish(child: &mut Child, kept_bytes: usize) -> std::io::Result<(ExitStatus, Said)> {
+    let mut said = Said::default();
     let (stderr, stdout) = (child.stderr.take(), child.stdout.take());
     let status = {
         let mut read = std::pin::pin!(async {
-            tokio::join!(read_some(stderr, &mut errors), read_some(stdout, &mut output));
+            tokio::join!(
+                read_some(stderr, &mut said.errors, kept_bytes),
+                read_some(stdout, &mut said.output, kept_bytes)
+            );
         });
         tokio::select! {
             status = child.wait() => {
@@ -100,15 +125,14 @@ async fn finish(child: &mut Child) -> std::io::Result<(ExitStatus, String)> {
             () = &mut read => child.wait().await?,
         }
     };
-    errors.extend_from_slice(&output);
-    Ok((status, one_line(&errors)))
+    Ok((status, said))
 }
 
-async fn read_some(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+async fn read_some(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, bytes_max: usize) {
     let Some(mut pipe) = pipe else { return };
-    let mut chunk = [0; 1024];
+    let mut chunk = [0; 4096];
     while let Ok(length @ 1..) = pipe.read(&mut chunk).await {
-        let free = KEPT_BYTES_MAX.saturating_sub(kept.len());
+        let free = bytes_max.saturating_sub(kept.len());
         kept.extend(chunk.iter().take(length.min(free)));
     }
 }
@@ -149,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_does_not_end_is_killed_with_its_children() {
         let begun = std::time::Instant::now();
-        let error = run_within(&shell("sleep 600 & sleep 600"), Duration::from_millis(200)).await.unwrap_err();
+        let error = run_within(&shell("sleep 600 & sleep 600"), Duration::from_millis(200), 0).await.unwrap_err();
         assert!(matches!(error, ProgramError::Time(..)), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
