@@ -56,6 +56,8 @@ struct Node {
     started: SystemTime,
     /// Cancelled when the node begins to end.
     stopping: CancellationToken,
+    /// Cancelled when it is told to end a second time: what is under way is dropped.
+    hurry: CancellationToken,
     /// Cancelled when nothing is left to tell.
     closed: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -102,6 +104,7 @@ impl Node {
             signals,
             started,
             stopping: CancellationToken::new(),
+            hurry: CancellationToken::new(),
             closed: CancellationToken::new(),
             tasks: Vec::new(),
             admin,
@@ -219,9 +222,12 @@ impl Node {
         notify_systemd(&[sd_notify::NotifyState::Stopping]);
         self.stopping.cancel();
         let mut signals = std::mem::replace(&mut self.signals, Signals::none());
+        let hurry = self.hurry.clone();
         tokio::spawn(async move {
             while !matches!(signals.next().await, Wish::End) {}
             warn!("told to end twice: ending at once");
+            hurry.cancel();
+            tokio::time::sleep(HURRY_LIMIT).await;
             std::process::exit(1);
         });
     }
@@ -397,5 +403,7 @@ impl Signals {
     }
 }
 
+/// How long what is under way may take to be dropped.
+const HURRY_LIMIT: Duration = Duration::from_millis(100);
 /// How long a balancer lets open requests finish, and a backend's program its own.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);

@@ -56,18 +56,26 @@ pub async fn run(config: Config, program: &[OsString], reread_config: Reread) ->
     draining.cancel();
     let state = if status.is_some() { AppState::Starting } else { AppState::Draining };
     node.gossip.offer(all(&reports_rx.borrow(), state)).await;
-    node.gossip.heard(HEARD_LIMIT).await;
+    // What is dropped half way takes the program with it: nobody would be left to stop it.
+    if node.hurry.run_until_cancelled(node.gossip.heard(HEARD_LIMIT)).await.is_none() {
+        return Ok(1);
+    }
     let status = match (status, program) {
         (Some(status), _) => status,
-        (None, Some(mut program)) => {
-            info!("all balancers know; the program is told to end in {PROGRAM_GRACE:?}");
-            tokio::time::sleep(PROGRAM_GRACE).await;
-            program.stop(DRAIN_LIMIT).await
-        }
+        (None, Some(program)) => match node.hurry.run_until_cancelled(stop(program)).await {
+            Some(status) => status,
+            None => return Ok(1),
+        },
         (None, None) => 0,
     };
     node.end().await;
     Ok(status)
+}
+
+async fn stop(mut program: Program) -> u8 {
+    info!("all balancers know; the program is told to end in {PROGRAM_GRACE:?}");
+    tokio::time::sleep(PROGRAM_GRACE).await;
+    program.stop(DRAIN_LIMIT).await
 }
 
 async fn ended(program: &mut Option<Program>) -> u8 {
