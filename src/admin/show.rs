@@ -13,7 +13,7 @@ use super::view::{
 use super::{Lifecycle, Sources};
 use crate::app::{App, AppState, Transport};
 use crate::member::{Member, MemberState, NodeId, Role, Roster};
-use crate::name::AppName;
+use crate::name::{AppName, NodeName};
 use crate::pool::{Pools, Refused};
 use crate::report::{GenerateReport, JoinReport, ListenReport, LocalAppReport, StoreReport};
 
@@ -55,6 +55,7 @@ pub(super) fn status(sources: &Sources, now: SystemTime) -> StatusView {
         problems: Vec::new(),
     };
     view.problems = problems(&view);
+    add(&mut view.problems, "names", same_names(&roster).into_iter());
     view
 }
 
@@ -281,6 +282,27 @@ fn problems(status: &StatusView) -> Vec<String> {
     add(&mut all, "applications without a backend", empty);
     add(&mut all, "applications", status.local_apps.iter().flatten().filter_map(local_app_problem));
     all
+}
+
+/// Hosts that were cloned often have one name; everything works but what people and seed stores know by name.
+fn same_names(roster: &Roster) -> Vec<String> {
+    let mut nodes: BTreeMap<&NodeName, Vec<String>> = BTreeMap::new();
+    for member in roster.members.iter().filter(|member| member.state.is_active()) {
+        if let Some(name) = &member.name {
+            nodes.entry(name).or_default().push(member.address.to_string());
+        }
+    }
+    let doubled = nodes.into_iter().filter(|(_, addresses)| addresses.len() > 1);
+    let sentence = |(name, addresses): (&NodeName, Vec<String>)| {
+        let count = addresses.len();
+        let shown: Vec<String> = addresses.into_iter().take(5).collect();
+        format!(
+            "{count} nodes are named {name} ({}): give each a name of its own (node.name or --name), or they take \
+             each other's place in a seed store",
+            shown.join(", ")
+        )
+    };
+    doubled.map(sentence).collect()
 }
 
 fn add(all: &mut Vec<String>, what: &str, sentences: impl Iterator<Item = String>) {
