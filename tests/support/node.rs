@@ -86,23 +86,23 @@ impl Cluster {
         self.start("backend", name, "", &arguments)
     }
 
-    /// Starts a node with a configuration file of its own and more arguments. It need not come up.
+    /// Starts a node with a configuration file of its own and more arguments, which stand for those that every
+    /// node gets here. It need not come up.
     pub fn start(&self, role: &str, name: &str, config: &str, arguments: &[&str]) -> Node {
         let file = self.path(&format!("{name}.toml"));
         fs::write(&file, config).unwrap();
         let socket = self.path(&format!("{name}.sock"));
         let log_path = self.path(&format!("{name}.log"));
         let log = fs::File::options().create(true).append(true).open(&log_path).unwrap();
+        let (key, admin) = (self.key.display().to_string(), format!("unix:{}", socket.display()));
+        let usual =
+            [("--name", name), ("--bind", "127.0.0.1:0"), ("--seed", &self.seed), ("--key", &key), ("--admin", &admin)];
         let mut command = scrimp_under(&self.under);
+        command.arg(role).arg("--config").arg(&file);
+        for (flag, value) in usual.into_iter().filter(|(flag, _)| !arguments.contains(flag)) {
+            command.args([flag, value]);
+        }
         command
-            .arg(role)
-            .arg("--config")
-            .arg(&file)
-            .args(["--name", name, "--bind", "127.0.0.1:0", "--seed", &self.seed])
-            .arg("--key")
-            .arg(&self.key)
-            .arg("--admin")
-            .arg(format!("unix:{}", socket.display()))
             .args(arguments)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
