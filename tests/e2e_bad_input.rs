@@ -510,7 +510,10 @@ fn where_nginx_is_missing_the_node_says_what_to_install_and_goes_on() {
     cluster.env.push(("PATH".to_owned(), "/nonexistent".to_owned()));
     let lb = cluster.start("lb", "lb", &generate(cluster.folder.path(), ""), &[]);
     lb.wait_ready();
-    wait_problem(&lb, &["out.conf is not up to date", "nginx is not there", "apt-get install nginx"]);
+    wait_problem(
+        &lb,
+        &["the newest state is not in use in", "out.conf", "nginx is not there", "apt-get install nginx"],
+    );
     let config = lb.config.display();
     let words = format!("check --bind 127.0.0.1:0 --config {config}");
     let (status, text) = end_of(scrimp().args(words.split_whitespace()).env("PATH", "/nonexistent"));

@@ -137,7 +137,7 @@ fn apps_as_a_table_and_as_json() {
     for app in apps {
         assert_eq!(keys(app), BTreeSet::from(["name", "protocol", "listen", "domains", "path", "backends"]));
         let backend = &app["backends"][0];
-        let expected = ["node", "address", "state", "reason", "weight", "active", "requests", "failures"];
+        let expected = ["node", "address", "state", "reason", "weight", "policy", "active", "requests", "failures"];
         assert_eq!(keys(backend), BTreeSet::from(expected));
         assert_eq!(
             (&backend["node"], &backend["state"], &backend["reason"]),

@@ -99,7 +99,9 @@ impl Cluster {
             [("--name", name), ("--bind", "127.0.0.1:0"), ("--seed", &self.seed), ("--key", &key), ("--admin", &admin)];
         let mut command = scrimp_under(&self.under);
         command.arg(role).arg("--config").arg(&file);
-        for (flag, value) in usual.into_iter().filter(|(flag, _)| !arguments.contains(flag)) {
+        // What stands behind `--` is its program's own.
+        let own = arguments.split(|argument| *argument == "--").next().unwrap_or_default();
+        for (flag, value) in usual.into_iter().filter(|(flag, _)| !own.contains(flag)) {
             command.args([flag, value]);
         }
         command
