@@ -136,7 +136,9 @@ fn without_clock(part: &str) -> &str {
 }
 
 fn is_verdict(part: &str) -> bool {
-    part.starts_with("nginx: configuration file ") && part.ends_with(" test failed")
+    let is_about_all =
+        part.starts_with("nginx: configuration file ") || part.starts_with("nginx: the configuration file ");
+    is_about_all && [" test failed", " syntax is ok"].iter().any(|end| part.ends_with(end))
 }
 
 /// Signs in what nginx says, and what to do.
@@ -214,6 +216,8 @@ mod tests {
         let said = "2026/11/21 10:36:06 [emerg] 30853#30853: unknown directive \"listn\" in /etc/nginx/x.conf:2; \
                     nginx: configuration file /etc/nginx/nginx.conf test failed";
         assert_eq!(essence(said), "unknown directive \"listn\" in /etc/nginx/x.conf:2");
+        let said = "nginx: the configuration file /x syntax is ok; bind() to 0.0.0.0:80 failed (13: Permission denied)";
+        assert_eq!(essence(said), "bind() to 0.0.0.0:80 failed (13: Permission denied)");
         let said = "nginx: [emerg] unexpected \"}\" in /etc/nginx/x.conf:2";
         assert_eq!(essence(said), said);
         for said in ["", "no # in it", "nginx: configuration file /x test failed", "2026/11/21 10:36:06 x"] {
