@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -133,6 +134,8 @@ pub struct Config {
     pub workers: usize,
     /// What becomes of open connections of a backend that is gone.
     pub on_removal: OnRemoval,
+    /// Whose `X-Forwarded-…` are believed and added to; everybody else's are replaced.
+    pub trusted_proxies: Vec<IpNet>,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -145,6 +148,7 @@ impl Default for Config {
             bind: vec![IpAddr::from([0, 0, 0, 0]), IpAddr::from([0_u16; 8])],
             workers: 0,
             on_removal: OnRemoval::default(),
+            trusted_proxies: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }

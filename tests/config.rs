@@ -181,7 +181,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(lb.proxy.bind, [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)]);
     assert_eq!((lb.proxy.workers, lb.proxy.on_removal), (0, OnRemoval::Drain));
     assert_eq!((lb.rules.policy, lb.rules.allow), (PolicyName::RoundRobin, Allow::default()));
-    assert!(lb.generate.is_none() && lb.trusted_proxies.is_empty() && lb.certificates.is_empty());
+    assert!(lb.generate.is_none() && lb.proxy.trusted_proxies.is_empty() && lb.certificates.is_empty());
     let seconds = Duration::from_secs;
     let timeouts = Timeouts {
         connect: seconds(2),
@@ -253,7 +253,7 @@ fn every_setting_of_a_file_arrives() {
         AllowRule { domains: vec![], ports: vec![port(5432)] },
     ];
     assert_eq!(lb.rules.allow, Allow { rules });
-    let trusts = |ip: &str| lb.trusted_proxies.iter().any(|net| net.contains(&ip.parse::<IpAddr>().unwrap()));
+    let trusts = |ip: &str| lb.proxy.trusted_proxies.iter().any(|net| net.contains(&ip.parse::<IpAddr>().unwrap()));
     for ip in ["10.1.2.3", "fd00::1", "104.16.0.1", "2606:4700::1", "198.51.100.7", "203.0.113.9", "::1"] {
         assert!(trusts(ip), "{ip}");
     }

@@ -29,8 +29,6 @@ pub struct LbConfig {
     pub rules: Rules,
     /// The generator's settings; there in generate mode only.
     pub generate: Option<generate::Config>,
-    /// Whose `X-Forwarded-*` and PROXY headers count; none: nobody's.
-    pub trusted_proxies: Vec<IpNet>,
     /// Certificates, in order of preference.
     pub certificates: Vec<Certificate>,
 }
@@ -54,7 +52,6 @@ impl LbConfig {
         // An empty list lets backends claim nothing; none at all is the default.
         let allow = if section.was_given("allow") { Allow { rules } } else { Allow::default() };
         let policy = section.take("policy", policy).unwrap_or_default();
-        let trusted = section.take_list("trusted-proxies", trusted_proxy).unwrap_or_default();
         let proxy = read_proxy(&mut section);
         let certificates = certificates(&mut section, is_to_run);
         let generate = section.section("generate");
@@ -65,7 +62,6 @@ impl LbConfig {
             proxy,
             rules: Rules { allow, policy },
             generate: generate.filter(|_| mode == Mode::Generate),
-            trusted_proxies: trusted.into_iter().flat_map(|(_, nets)| nets).collect(),
             certificates,
         }
     }
@@ -85,7 +81,9 @@ fn read_proxy(section: &mut Section<'_>) -> proxy::Config {
     if has_no_address {
         section.note(section.place("bind"), "no address, so no port would open: use [\"0.0.0.0\", \"::\"]");
     }
+    let trusted = section.take_list("trusted-proxies", trusted_proxy).unwrap_or_default();
     proxy::Config {
+        trusted_proxies: trusted.into_iter().flat_map(|(_, nets)| nets).collect(),
         bind: if given.is_some() { bind } else { default.bind },
         workers: section.take("workers", |node| count(node, 0..=256)).unwrap_or(default.workers),
         on_removal: section.take("on-removal", |node| value::choice(node, &removals)).unwrap_or_default(),

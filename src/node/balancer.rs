@@ -115,7 +115,12 @@ impl Output {
                 Ok(Self::Generate(Box::new(generator), counters))
             }
             (Mode::Generate, None) => anyhow::bail!("lb.mode is generate, and lb.generate is missing"),
-            (Mode::Proxy, _) => Ok(Self::Proxy),
+            (Mode::Proxy, _) => {
+                if !config.lb.certificates.is_empty() {
+                    tracing::warn!("lb.certificate is used in generate mode alone: the proxy serves plain HTTP");
+                }
+                Ok(Self::Proxy)
+            }
         }
     }
 

@@ -117,13 +117,15 @@ pub(super) fn asked_upgrade(parts: &request::Parts, has_body: bool) -> Option<He
     (is_asked && !is_http2).then(|| upgrade.clone())
 }
 
-/// Makes a client's header one for a backend.
+/// Makes a client's header one for a backend. What a trusted client says of those behind it is kept and added to.
 pub(super) fn to_backend(
     headers: &mut HeaderMap,
     client: &HeaderValue,
     host: &HeaderValue,
     upgrade: Option<HeaderValue>,
+    is_trusted: bool,
 ) {
+    let told = if is_trusted { Told::by(headers) } else { Told::default() };
     let takes_trailers = headers.get_all(TE).iter().any(|value| {
         value.to_str().is_ok_and(|codings| codings.split(',').any(|it| it.trim().eq_ignore_ascii_case("trailers")))
     });
@@ -133,14 +135,49 @@ pub(super) fn to_backend(
     headers.remove(EXPECT);
     headers.remove(PROXY);
     headers.insert(HOST, host.clone());
-    headers.insert(X_FORWARDED_FOR, client.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    headers.insert(X_FORWARDED_HOST, host.clone());
+    headers.insert(X_FORWARDED_FOR, told.chain(client));
+    headers.insert(X_FORWARDED_PROTO, told.proto.unwrap_or(HeaderValue::from_static("http")));
+    headers.insert(X_FORWARDED_HOST, told.host.unwrap_or_else(|| host.clone()));
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     if let Some(protocol) = upgrade {
         put_upgrade(headers, protocol);
+    }
+}
+
+/// The most bytes of addresses that are passed on: some 30 proxies in a row.
+const CHAIN_BYTES_MAX: usize = 1024;
+
+/// What a trusted client says of those behind it.
+#[derive(Default)]
+struct Told {
+    chain: Vec<u8>,
+    proto: Option<HeaderValue>,
+    host: Option<HeaderValue>,
+}
+
+impl Told {
+    fn by(headers: &HeaderMap) -> Self {
+        let only = |name| {
+            let mut values = headers.get_all(name).iter();
+            values.next().filter(|_| values.next().is_none()).cloned()
+        };
+        let addresses = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+        Self {
+            chain: addresses.filter(|list| !list.is_empty()).collect::<Vec<_>>().join(&b", "[..]),
+            proto: only(X_FORWARDED_PROTO).filter(|proto| proto == "http" || proto == "https"),
+            host: only(X_FORWARDED_HOST),
+        }
+    }
+
+    /// The addresses told, then the one that told them.
+    fn chain(&self, client: &HeaderValue) -> HeaderValue {
+        if self.chain.is_empty() || self.chain.len() > CHAIN_BYTES_MAX {
+            return client.clone();
+        }
+        let chain = [&self.chain, &b", "[..], client.as_bytes()].concat();
+        HeaderValue::from_bytes(&chain).unwrap_or_else(|_| client.clone())
     }
 }
 
@@ -278,7 +315,7 @@ mod tests {
         )
         .headers;
         let (client, host) = (HeaderValue::from_static("9.9.9.9"), HeaderValue::from_static("a"));
-        to_backend(&mut headers, &client, &host, None);
+        to_backend(&mut headers, &client, &host, None, false);
         let mut left: Vec<(&str, &str)> =
             headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
@@ -292,6 +329,29 @@ mod tests {
             ("x-forwarded-proto", "http"),
         ];
         assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_added_to() {
+        let fields = [
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-for", "5.6.7.8, 10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-real-ip", "7.7.7.7"),
+        ];
+        let forwarded = |is_trusted| {
+            let mut headers = parts("/", &fields).headers;
+            let (client, host) = (HeaderValue::from_static("10.0.0.2"), HeaderValue::from_static("a"));
+            to_backend(&mut headers, &client, &host, None, is_trusted);
+            assert!(!headers.contains_key("x-real-ip"));
+            ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"].map(|name| {
+                let values: Vec<&str> = headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
+                values.join("|")
+            })
+        };
+        assert_eq!(forwarded(true), ["1.2.3.4, 5.6.7.8, 10.0.0.1, 10.0.0.2", "https", "shop.example"]);
+        assert_eq!(forwarded(false), ["10.0.0.2", "http", "a"]);
     }
 
     #[test]

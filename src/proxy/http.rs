@@ -270,7 +270,8 @@ impl Connection {
         let body = RequestBody::new(body, Rc::clone(&progress), Rc::clone(&self.watch));
         let upgrade = headers::asked_upgrade(&parts, !body.is_empty());
         let is_upgrade = upgrade.is_some();
-        headers::to_backend(&mut parts.headers, &self.forwarded_for, &target.host_field, upgrade);
+        let is_trusted = self.config.trusted_proxies.iter().any(|net| net.contains(&self.peer.ip().to_canonical()));
+        headers::to_backend(&mut parts.headers, &self.forwarded_for, &target.host_field, upgrade, is_trusted);
         if !body.is_empty() && body.size_hint().exact().is_none() {
             parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }

@@ -38,6 +38,9 @@ fn summary(config: &Config) -> String {
         "read: {read}\nright, for {role} {} of cluster {}; seeds: {seeds}\n",
         config.node.name, config.cluster.name
     );
+    if config.lb.mode == Mode::Proxy && !config.lb.certificates.is_empty() {
+        text += "note: lb.certificate is used in generate mode alone: the proxy serves plain HTTP\n";
+    }
     for app in &config.apps {
         let app = &app.app;
         text += &format!(
