@@ -200,7 +200,6 @@ struct Bucket {
 
 impl Bucket {
     async fn open(mut place: Place) -> Result<Self, SeedError> {
-        place.url.endpoint = place.url.endpoint.or_else(endpoint_of_environment);
         let url = &place.url;
         let http = http_client(url.endpoint.as_deref());
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -214,25 +213,31 @@ impl Bucket {
             loader = loader.profile_name(profile);
         }
         // A store with an address of its own rarely cares; asking a cloud's metadata for it would take seconds.
-        let region = url.region.clone().or_else(|| url.endpoint.as_ref().map(|_| "us-east-1".to_owned()));
-        if let Some(region) = region {
-            loader = loader.region(Region::new(region));
+        if let Some(region) = url.region.clone().map(Region::new).or_else(|| url.endpoint.is_some().then(any_region)) {
+            loader = loader.region(region);
         }
         let shared = loader.load().await;
-        let Some(region) = shared.region().cloned() else {
+        // AWS_ENDPOINT_URL, or a profile's endpoint_url.
+        place.url.endpoint = place.url.endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
+        let url = &place.url;
+        let Some(region) = shared.region().cloned().or_else(|| url.endpoint.is_some().then(any_region)) else {
             let problem = "was not asked: the bucket's region is not known; write region=REGION in the seed's address, \
                            or set AWS_REGION; a store that is not Amazon's needs endpoint=http://HOST:PORT there";
             return Err(place.error(SeedErrorKind::Settings, problem));
         };
         let mut config = aws_sdk_s3::config::Builder::from(&shared)
+            .region(region.clone())
             .credentials_provider(credentials(url, region, http).await)
             .disable_s3_express_session_auth(true)
             // Older compatible stores refuse the checksums that Amazon's has by default.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             // Compatible stores seldom have a host name for each bucket.
-            .force_path_style(url.endpoint.is_some() || shared.endpoint_url().is_some());
-        config.set_endpoint_url(url.endpoint.clone().or_else(|| shared.endpoint_url().map(str::to_owned)));
+            .force_path_style(url.endpoint.is_some());
+        // Without one of ours the library may know one (AWS_ENDPOINT_URL_S3): setting none would undo that.
+        if let Some(endpoint) = &url.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
         Ok(Self { client: Client::from_conf(config.build()), place })
     }
 
@@ -286,13 +291,9 @@ impl Bucket {
     }
 }
 
-/// The endpoint of an S3-compatible store as the AWS tools take it, most particular first.
-fn endpoint_of_environment() -> Option<String> {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| set_in_environment(name))
-}
-
-fn set_in_environment(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+/// What the signature for a compatible store names where nothing else is said: they take Amazon's first.
+fn any_region() -> Region {
+    Region::from_static("us-east-1")
 }
 
 /// Plain `http://` needs no certificates: the machine's are only read for a store that is spoken to by TLS.
@@ -455,16 +456,13 @@ impl Place {
             );
         }
         // What the library tried stands in its message, at a length that nobody reads.
-        let cause = match (["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(set_in_environment), cause) {
-            ([Some(_), None], _) => "; AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not".to_owned(),
-            ([None, Some(_)], _) => "; AWS_SECRET_ACCESS_KEY is set, AWS_ACCESS_KEY_ID is not".to_owned(),
-            (_, cause) if cause.contains("no credentials found in chain") => String::new(),
-            (_, cause) => format!("; {cause}"),
-        };
+        let is_long = cause.contains("no credentials found in chain");
+        let cause = if is_long { String::new() } else { format!("; {cause}") };
+        let profile = self.url.profile.as_ref().map(|profile| format!(" {profile}")).unwrap_or_default();
         format!(
-            "was not asked: no credentials were found in the environment, the AWS profile or the machine's role; set \
-             AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give this machine a role, or name a file in the seed's \
-             address: ?credentials=/etc/scrimp/s3.credentials{cause}"
+            "was not asked: no credentials were found in the environment, the AWS profile{profile} or the machine's \
+             role; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give this machine a role, or name a file in the \
+             seed's address: ?credentials=/etc/scrimp/s3.credentials{cause}"
         )
     }
 
