@@ -531,7 +531,8 @@ fn when_the_check_fails_the_last_good_file_stands() {
     let more = format!("check = [\"sh\", \"-c\", \"{check}\"]\nreload = [\"true\"]\n");
     let lb = cluster.start("lb", "lb", &generate(cluster.folder.path(), &more), &[]);
     let target = cluster.path("out.conf");
-    eventually("the first file", || target.exists());
+    // It stands for a moment before it is checked: the report counts.
+    lb.wait_json("/v1/status", "the first file is in use", |status| status["generate"]["ok"] == true);
     let first = fs::read(&target).unwrap();
     fs::remove_file(&allow).unwrap();
     let _backend = cluster.backend("a", &[&format!("web:{},listen={}", origin.port(), listen.port())]);
