@@ -163,11 +163,11 @@ impl Gossip {
         self.command(Command::Offer(offer)).await;
     }
 
-    /// Waits until everybody has what was offered last, or could not be reached; `limit` at most.
-    pub async fn heard(&self, limit: Duration) {
+    /// Waits until everybody has what was offered last, or could not be reached; whether that was so within `limit`.
+    pub async fn heard(&self, limit: Duration) -> bool {
         let (said, heard) = oneshot::channel();
         self.command(Command::Heard(said)).await;
-        let _ = tokio::time::timeout(limit, heard).await;
+        tokio::time::timeout(limit, heard).await.is_ok()
     }
 
     /// Tells where this node is reached; heeded while it is alone.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{DRAIN_LIMIT, Node, Reread, Wish, answer_reload, reread};
 use crate::app::{AppState, Offer};
@@ -57,8 +57,10 @@ pub async fn run(config: Config, program: &[OsString], reread_config: Reread) ->
     let state = if status.is_some() { AppState::Starting } else { AppState::Draining };
     node.gossip.offer(all(&reports_rx.borrow(), state)).await;
     // What is dropped half way takes the program with it: nobody would be left to stop it.
-    if node.hurry.run_until_cancelled(node.gossip.heard(HEARD_LIMIT)).await.is_none() {
-        return Ok(1);
+    match node.hurry.run_until_cancelled(node.gossip.heard(HEARD_LIMIT)).await {
+        Some(true) => info!("everybody knows that this node takes nothing new"),
+        Some(false) => warn!("not everybody could be told in {HEARD_LIMIT:?} that this node takes nothing new"),
+        None => return Ok(1),
     }
     let status = match (status, program) {
         (Some(status), _) => status,
@@ -73,7 +75,7 @@ pub async fn run(config: Config, program: &[OsString], reread_config: Reread) ->
 }
 
 async fn stop(mut program: Program) -> u8 {
-    info!("all balancers know; the program is told to end in {PROGRAM_GRACE:?}");
+    info!("the program is told to end in {PROGRAM_GRACE:?}");
     tokio::time::sleep(PROGRAM_GRACE).await;
     program.stop(DRAIN_LIMIT).await
 }
