@@ -216,10 +216,11 @@ impl Apply {
         Ok(())
     }
 
-    /// All that nginx loads; none if that cannot be asked.
+    /// All that nginx loads; none if that cannot be asked. One in a container has other paths than this machine.
     async fn dump(&self) -> Option<String> {
         let tests = |word: &String| word == "-t";
-        if !self.check.iter().any(|word| is_nginx(word)) || !self.check.iter().any(tests) {
+        let program = self.check.iter().find(|word| *word != "sudo" && *word != "-n")?;
+        if !is_nginx(program) || !self.check.iter().any(tests) {
             return None;
         }
         let show = |word: &String| if tests(word) { "-T".to_owned() } else { word.clone() };

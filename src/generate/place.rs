@@ -1,9 +1,9 @@
 //! Whether nginx would load the file at all, and in which block: read from what `nginx -T` prints, which is its
-//! whole configuration, file by file. Pure.
+//! whole configuration, file by file. Changes nothing.
 //!
 //! It finds what a person who sets up a first balancer meets, and says nothing where it cannot be sure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::nginx::Block;
 
@@ -16,14 +16,15 @@ struct Directive<'a> {
     words: Vec<&'a str>,
 }
 
-/// Judges a file that stands: whether `dump` holds it. By its name alone: its folder may have several.
+/// Judges a file that stands: whether `dump` holds it.
 ///
 /// # Errors
 /// nginx does not load it: in words, with what to do.
 pub fn judge_standing(dump: &str, target: &Path, block: Option<Block>) -> Result<(), String> {
     let mut files = dump.lines().filter_map(file_of).peekable();
     let Some(main) = files.peek().copied() else { return Ok(()) };
-    if files.any(|file| Path::new(file).file_name() == target.file_name()) {
+    let real_target = real(target);
+    if files.any(|file| real(Path::new(file)) == real_target) {
         return Ok(());
     }
     Err(not_loaded(target, main, block))
@@ -89,7 +90,8 @@ impl<'a> Directive<'a> {
     fn includes(&self, target: &Path, main: &Path) -> bool {
         let ["include", pattern] = self.words.as_slice() else { return false };
         let folder = main.parent().unwrap_or(main);
-        matches(&folder.join(pattern), target)
+        let pattern = folder.join(pattern);
+        matches(&pattern, target) || matches(&real(&pattern), &real(target))
     }
 
     /// The port of `listen … default_server`, where it is for every address.
@@ -99,6 +101,12 @@ impl<'a> Directive<'a> {
         let port = ["*:", "0.0.0.0:"].iter().find_map(|any| address.strip_prefix(any)).unwrap_or(address);
         (is_default && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(port)
     }
+}
+
+/// A path by way of the folder that is meant: a folder may have several names. As it is, if there is no such folder.
+fn real(path: &Path) -> PathBuf {
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    folder.zip(path.file_name()).map_or_else(|| path.to_owned(), |(folder, name)| folder.join(name))
 }
 
 /// Whether a pattern of an include covers a path. Patterns with more than stars are taken to cover it.
@@ -238,11 +246,22 @@ server {
     }
 
     #[test]
-    fn a_file_that_stands_is_looked_for_by_its_name() {
-        let judge = |path: &str| judge_standing(DEBIAN, Path::new(path), Some(Block::Http));
-        assert_eq!(judge("/etc/nginx/sites-enabled/default"), Ok(()));
-        assert_eq!(judge("/srv/link/sites-enabled/default"), Ok(()));
-        assert!(judge("/etc/nginx/other/scrimp.conf").unwrap_err().contains("include /etc/nginx/other/*.conf;"));
+    fn a_file_that_stands_is_found_by_any_name_of_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("real")).unwrap();
+        std::fs::create_dir(at("other")).unwrap();
+        std::os::unix::fs::symlink(at("real"), at("link")).unwrap();
+        let (main, real) = (at("nginx.conf"), at("real"));
+        let (main, real) = (main.display(), real.display());
+        let dump = format!(
+            "# configuration file {main}:\nhttp {{ include {real}/*.conf; }}\n# configuration file {real}/scrimp.conf:\n"
+        );
+        let judge = |path: &str| judge_standing(&dump, &at(path), Some(Block::Http));
+        assert_eq!((judge("real/scrimp.conf"), judge("link/scrimp.conf")), (Ok(()), Ok(())));
+        assert!(judge("other/scrimp.conf").unwrap_err().contains("/other/*.conf;"));
+        assert_eq!(super::judge(&dump, &at("link/new.conf"), Some(Block::Http)), Ok(()));
+        assert!(super::judge(&dump, &at("other/new.conf"), Some(Block::Http)).is_err());
         assert_eq!(judge_standing("", Path::new("/x"), None), Ok(()));
     }
 
