@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::app::PolicyName;
-use crate::pool::Backend;
+use crate::backend::Backend;
 use round_robin::RoundRobin;
 
 /// A policy with its state for one set of backends.

@@ -105,7 +105,7 @@ impl Context<'_> {
     fn backend(&self, member: &Member, app: &App, state: AppState) -> BackendView {
         let address = SocketAddr::new(member.address.ip(), app.port.get());
         let load = self.pools.and_then(|pools| pools.loads.get(&(app.name.clone(), address)));
-        let load = |read: fn(&crate::pool::Load) -> u64| load.map_or(0, |load| read(load));
+        let load = |read: fn(&crate::backend::Load) -> u64| load.map_or(0, |load| read(load));
         let (state, reason) = self.state(member, app, state);
         BackendView {
             node: member_name(member),

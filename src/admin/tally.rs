@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::backend::Load;
 use crate::name::AppName;
-use crate::pool::{Load, Pools};
+use crate::pool::Pools;
 
 /// The most applications that get a label of their own, in the order in which they were first seen.
 const LABELS_MAX: usize = 1000;

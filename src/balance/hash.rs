@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::pool::Backend;
+use crate::backend::Backend;
 
 pub(super) fn pick(backends: &[Arc<Backend>], client: IpAddr, tried: &[SocketAddr]) -> Option<usize> {
     let client = client.to_canonical();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::round_robin::RoundRobin;
-use crate::pool::Backend;
+use crate::backend::Backend;
 
 pub(super) fn pick(backends: &[Arc<Backend>], turns: &RoundRobin, tried: &[SocketAddr]) -> Option<usize> {
     let turn = turns.take().filter(|at| *at < backends.len())?;
@@ -23,9 +23,9 @@ fn load(backend: &Backend) -> u64 {
 #[cfg(test)]
 mod tests {
     use crate::app::PolicyName;
+    use crate::backend::Lease;
     use crate::balance::Balancer;
     use crate::balance::tests::backend;
-    use crate::pool::Lease;
     use std::net::SocketAddr;
     use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::pool::Backend;
+use crate::backend::Backend;
 
 /// An index drawn by weight.
 pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {

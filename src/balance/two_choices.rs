@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::pool::Backend;
+use crate::backend::Backend;
 
 pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
     let count = backends.len();
@@ -23,8 +23,8 @@ pub(super) fn pick(backends: &[Arc<Backend>]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Lease;
     use crate::balance::tests::backend;
-    use crate::pool::Lease;
 
     #[test]
     fn the_most_loaded_of_three_is_never_chosen() {

@@ -16,7 +16,7 @@ use super::OnRemoval;
 use super::client::Watch;
 use super::upstream::Sender;
 use super::worker::Worker;
-use crate::pool::Lease;
+use crate::backend::Lease;
 
 /// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]

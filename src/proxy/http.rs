@@ -36,8 +36,9 @@ use super::upstream::{self, Sender};
 use super::worker::Worker;
 use super::{Config, dial};
 use crate::app::Protocol;
+use crate::backend::Lease;
 use crate::name::Port;
-use crate::pool::{Lease, Pool, PortRoutes};
+use crate::pool::{Pool, PortRoutes};
 
 /// Backends that one request is tried on.
 const BACKENDS_MAX: usize = 3;

@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use super::dial::{self, reset_on_close};
 use super::relay::{self, End, Outcome};
 use super::{OnRemoval, Shared};
-use crate::pool::{Lease, Pool};
+use crate::backend::Lease;
+use crate::pool::Pool;
 
 /// Serves one client to its end.
 pub(super) async fn serve(shared: &Shared, client: TcpStream, peer: SocketAddr, pool: Arc<Pool>) {

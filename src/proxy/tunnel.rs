@@ -9,7 +9,7 @@ use super::Shared;
 use super::dial::reset_on_close;
 use super::relay::{self, End, Outcome};
 use super::tcp::until_gone;
-use crate::pool::Lease;
+use crate::backend::Lease;
 
 /// An upgrade that a backend has agreed to.
 pub(super) struct Tunnel {

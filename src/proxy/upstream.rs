@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
-use crate::pool::{Backend, Load};
+use crate::backend::{Backend, Load};
 
 /// Idle connections that a worker keeps to one backend.
 const IDLE_MAX: usize = 32;
