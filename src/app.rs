@@ -199,32 +199,10 @@ impl Offer {
         }
     }
 
-    /// The bytes that travel (postcard).
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    /// As the limit counts them.
+    fn encode(&self) -> Vec<u8> {
         // Vectors, strings and numbers only: postcard has no way to fail on them.
         postcard::to_allocvec(self).unwrap_or_default()
-    }
-
-    /// Reads bytes that travelled, and checks them.
-    ///
-    /// # Errors
-    /// A sentence that says what does not fit; the bytes are to be dropped and counted.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        if bytes.len() > OFFER_BYTES_MAX {
-            return Err(OfferError::Bytes(bytes.len()).to_string());
-        }
-        let (mut offer, rest): (Self, _) =
-            postcard::take_from_bytes(bytes).map_err(|error| format!("not an offer: {error}"))?;
-        if !rest.is_empty() {
-            return Err("not an offer: bytes left over".to_owned());
-        }
-        for (app, _) in &mut offer.apps {
-            app.normalize();
-        }
-        offer.apps.sort();
-        offer.check().map_err(|error| error.to_string())?;
-        Ok(offer)
     }
 }
 
@@ -256,30 +234,6 @@ mod tests {
             weight: Weight::default(),
             policy: None,
         }
-    }
-
-    #[test]
-    fn an_offer_survives_the_journey() {
-        let offer = Offer { apps: vec![(app("a"), AppState::Ready), (app("b"), AppState::Starting)] };
-        assert_eq!(Offer::decode(&offer.encode()).unwrap(), offer);
-    }
-
-    #[test]
-    fn every_strict_prefix_of_an_offer_is_refused() {
-        let bytes = Offer { apps: vec![(app("a"), AppState::Ready)] }.encode();
-        for length in 0..bytes.len() {
-            assert!(Offer::decode(&bytes[..length]).is_err(), "{length} bytes");
-        }
-        assert!(Offer::decode(&[&bytes[..], &[0]].concat()).is_err());
-    }
-
-    #[test]
-    fn a_domain_with_a_semicolon_does_not_arrive() {
-        let bytes = Offer { apps: vec![(app("a"), AppState::Ready)] }.encode();
-        let at = bytes.windows(11).position(|w| w == b"example.com").unwrap();
-        let mut evil = bytes;
-        evil[at + 7] = b';';
-        assert!(Offer::decode(&evil).is_err());
     }
 
     #[test]

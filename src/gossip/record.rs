@@ -160,6 +160,23 @@ mod tests {
     }
 
     #[test]
+    fn every_strict_prefix_of_a_record_is_refused_and_so_is_more() {
+        let bytes = record(vec![app("a", 1)]).encode();
+        for length in 0..bytes.len() {
+            assert_eq!(Record::decode(&bytes[..length]), None, "{length} bytes");
+        }
+        assert_eq!(Record::decode(&[&bytes[..], &[0]].concat()), None);
+    }
+
+    #[test]
+    fn a_domain_with_a_semicolon_does_not_arrive() {
+        let mut evil = record(vec![app("a", 1)]).encode();
+        let at = evil.windows(11).position(|window| window == b"example.com").unwrap();
+        evil[at + 7] = b';';
+        assert_eq!(Record::decode(&evil), None);
+    }
+
+    #[test]
     fn a_large_one_travels_as_its_digest_and_fits_a_datagram() {
         let apps: Vec<App> = (0..256).map(|i| app(&format!("a{i:03}"), 4)).collect();
         let encoded = record(apps.clone()).encode();
