@@ -80,6 +80,19 @@ impl MemberState {
     }
 }
 
+/// What this node's own probes say of a member. Only a balancer probes, and only who offers something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// It is not probed, or not yet long enough to tell.
+    #[default]
+    Unknown,
+    /// It answers this node.
+    Answers,
+    /// It has not answered this node for more than a second.
+    Silent,
+}
+
 /// One node as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -95,6 +108,8 @@ pub struct Member {
     pub state: MemberState,
     /// Since when it is seen so, by this machine's clock.
     pub since: SystemTime,
+    /// What this node's own probes say.
+    pub reach: Reach,
     /// What it offers; none until that has arrived.
     pub offer: Option<Arc<Offer>>,
 }

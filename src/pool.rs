@@ -478,7 +478,7 @@ mod tests {
     use super::*;
     use crate::app::Offer;
     use crate::app::Protocol;
-    use crate::member::Role;
+    use crate::member::{Reach, Role};
     use crate::name::Weight;
     use std::sync::atomic::Ordering;
 
@@ -511,6 +511,7 @@ mod tests {
                 address: SocketAddr::from(([10, 0, 0, self.octet], 7377)),
                 state: self.state,
                 since: SystemTime::UNIX_EPOCH,
+                reach: Reach::Unknown,
                 offer: Some(Arc::new(Offer { apps: self.apps.clone() })),
             }
         }

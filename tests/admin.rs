@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use scrimp::admin::client::{Client, ClientError};
 use scrimp::admin::{Admin, AdminAddr, AdminError, Lifecycle, NodeInfo, ReloadAnswer, Sources, table};
 use scrimp::app::{App, AppState, Offer, Protocol, Transport};
-use scrimp::member::{Member, MemberState, NodeId, Role, Roster};
+use scrimp::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use scrimp::name::{PathPrefix, Port, Weight};
 use scrimp::pool::{Pools, Rules};
 use scrimp::report::{
@@ -64,6 +64,7 @@ fn member(id: u64, role: Role, state: MemberState, apps: Vec<(App, AppState)>) -
         address: SocketAddr::from(([10, 0, 0, id as u8], 7377)),
         state,
         since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        reach: Reach::Unknown,
         offer: (role == Role::Backend).then(|| Arc::new(Offer { apps })),
     }
 }

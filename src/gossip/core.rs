@@ -27,7 +27,7 @@ use super::message::{self, Message, STAMP_BYTES_MAX, Stamp};
 use super::record::{Apps, AppsDigest, Record, digest_of, encode_apps, offer};
 use super::seal;
 use crate::app::{App, Offer};
-use crate::member::{Member, MemberState, NodeId, Role, Roster};
+use crate::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use crate::name::{ClusterName, NodeName};
 use crate::report::{ContactReport, JoinReport};
 
@@ -829,6 +829,7 @@ impl Core {
             address: self.foca.identity().addr,
             state: if self.record.is_leaving { MemberState::Left } else { MemberState::Alive },
             since: self.started.1,
+            reach: Reach::Unknown,
             offer: offer(apps, &self.record.states),
         }
     }
@@ -867,6 +868,7 @@ impl Held {
             address,
             state: self.state.0,
             since: self.state.1,
+            reach: Reach::Unknown,
             offer: self.offer.clone(),
         }
     }

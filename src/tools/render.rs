@@ -16,7 +16,7 @@ use crate::app::{App, AppState, Offer, PolicyName};
 use crate::cli;
 use crate::config::Config;
 use crate::generate::{self, TemplateSource};
-use crate::member::{Member, MemberState, NodeId, Role, Roster};
+use crate::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use crate::name::{NodeName, Port, Weight};
 use crate::pool::Pools;
 
@@ -86,6 +86,7 @@ fn roster(config: &Config, view: &AppsView) -> anyhow::Result<Roster> {
             address: SocketAddr::new(ip, crate::config::GOSSIP_PORT),
             state: MemberState::Alive,
             since: SystemTime::UNIX_EPOCH,
+            reach: Reach::Unknown,
             offer: Some(Arc::new(offer)),
         })
     });
@@ -103,6 +104,7 @@ fn down(apps: Vec<(App, AppState)>) -> anyhow::Result<Member> {
         address: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), crate::config::GOSSIP_PORT),
         state: MemberState::Down,
         since: SystemTime::UNIX_EPOCH,
+        reach: Reach::Unknown,
         offer: Some(Arc::new(Offer { apps })),
     })
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use scrimp::app::{App, AppState, Offer, PolicyName, Protocol};
 use scrimp::generate::{Config, Generator, TemplateSource};
-use scrimp::member::{Member, MemberState, NodeId, Role, Roster};
+use scrimp::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use scrimp::name::{PathPrefix, Port, Weight};
 use scrimp::pool::{Pools, Rules};
 use scrimp::report::{GenerateCounters, GenerateReport};
@@ -78,6 +78,7 @@ pub(crate) fn member(number: u64, ip: &str, apps: Vec<App>) -> Member {
         address: SocketAddr::new(ip.parse::<IpAddr>().unwrap(), 7377),
         state: MemberState::Alive,
         since: SystemTime::UNIX_EPOCH,
+        reach: Reach::Unknown,
         offer: Some(Arc::new(Offer { apps })),
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use scrimp::app::{App, AppState, Offer, PolicyName, Protocol};
-use scrimp::member::{Member, MemberState, NodeId, Role, Roster};
+use scrimp::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use scrimp::name::{PathPrefix, Port, Weight};
 use scrimp::pool::{Pools, Rules};
 use scrimp::proxy::{Config, Proxy};
@@ -61,6 +61,7 @@ impl Node {
             address: SocketAddr::new(self.ip, 7377),
             state: self.state,
             since: SystemTime::UNIX_EPOCH,
+            reach: Reach::Unknown,
             offer: Some(Arc::new(Offer { apps: self.apps.clone() })),
         }
     }
