@@ -46,8 +46,12 @@ pub struct GossipCounters {
     pub dropped_unauthenticated: Counter,
     /// Dropped: seen before, or older than the window.
     pub dropped_replayed: Counter,
-    /// Dropped: well sealed, but not a message of ours; or one that a quota refused.
+    /// Dropped: well sealed, but not a message of ours.
     pub dropped_invalid: Counter,
+    /// Dropped: meant for another run of this node, or recorded before it was started.
+    pub dropped_misaddressed: Counter,
+    /// Dropped: its sender named more members than one may.
+    pub dropped_excess: Counter,
     /// Offers fetched over TCP because they do not fit a datagram.
     pub offers_pulled: Counter,
     /// Such fetches that failed; they are tried again.

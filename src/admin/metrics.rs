@@ -228,6 +228,8 @@ fn gossip(of: &GossipCounters) -> Vec<Family> {
         ("unauthenticated", &of.dropped_unauthenticated),
         ("replayed", &of.dropped_replayed),
         ("invalid", &of.dropped_invalid),
+        ("misaddressed", &of.dropped_misaddressed),
+        ("excess", &of.dropped_excess),
     ];
     vec![
         counters("scrimp_gossip_datagrams", "Gossip datagrams", "direction", datagrams),

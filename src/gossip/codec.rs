@@ -1,6 +1,6 @@
 //! foca's headers and members as bytes, at fixed places: small, and nothing to allocate.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::{Buf, BufMut};
 use foca::{Header, Member, Message, State};
@@ -15,6 +15,8 @@ pub(crate) enum CodecError {
     Short,
     #[error("unknown tag {0}")]
     Tag(u8),
+    #[error("no address of a node")]
+    Address,
     #[error("no room left")]
     Full,
 }
@@ -108,14 +110,17 @@ pub(crate) fn put_address(buf: &mut impl BufMut, addr: SocketAddr) {
     buf.put_u16(addr.port());
 }
 
-/// The address that [`put_address`] wrote.
+/// The address that [`put_address`] wrote. What no node can have is refused: nothing is ever sent there.
 pub(crate) fn get_address(buf: &mut impl Buf) -> Result<SocketAddr, CodecError> {
     let ip = match buf.try_get_u8()? {
         4 => IpAddr::from(buf.try_get_u32()?.to_be_bytes()),
         6 => IpAddr::from(buf.try_get_u128()?.to_be_bytes()),
         other => return Err(CodecError::Tag(other)),
     };
-    Ok(plain(SocketAddr::new(ip, buf.try_get_u16()?)))
+    let addr = plain(SocketAddr::new(ip, buf.try_get_u16()?));
+    let ip = addr.ip();
+    let is_nobodys = ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if is_nobodys || addr.port() == 0 { Err(CodecError::Address) } else { Ok(addr) }
 }
 
 fn put_message(buf: &mut impl BufMut, message: &Message<Identity>) {
@@ -165,7 +170,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn identity() -> impl Strategy<Value = Identity> {
-        (any::<IpAddr>(), any::<u16>(), any::<u64>(), any::<u64>())
+        let ip = any::<IpAddr>().prop_filter("a node's", |ip| {
+            let ip = ip.to_canonical();
+            !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
+        });
+        (ip, 1..=u16::MAX, any::<u64>(), any::<u64>())
             .prop_map(|(ip, port, epoch, node)| Identity::new(SocketAddr::new(ip, port), epoch, NodeId(node)))
     }
 
@@ -213,6 +222,15 @@ mod tests {
         fn noise_never_panics(noise in proptest::collection::vec(any::<u8>(), 0..120)) {
             let _ = Codec.decode_header(&noise[..]);
             let _ = Codec.decode_member(&noise[..]);
+        }
+    }
+
+    #[test]
+    fn an_address_that_no_node_has_is_refused() {
+        for addr in ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "[::]:1", "[ff02::1]:1", "10.0.0.1:0"] {
+            let mut bytes = bytes::BytesMut::new();
+            put_address(&mut bytes, addr.parse().unwrap());
+            assert!(matches!(get_address(&mut bytes), Err(CodecError::Address)), "{addr}");
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
-use super::core::{Core, Effect, Input, Invalid, Settings};
+use super::core::{Core, Dropped, Effect, Input, Settings};
 use super::identity::Identity;
 use super::seal::{Channel, Keyring, Opener, Refusal, Sealer};
 use super::stream::{self, Served};
@@ -205,8 +205,12 @@ impl Loop {
     }
 
     fn decide(&mut self, input: Input<'_>) {
-        if self.core.handle(Instant::now(), input) == Err(Invalid) {
-            self.outputs.counters.dropped_invalid.inc();
+        let counters = &self.outputs.counters;
+        match self.core.handle(Instant::now(), input) {
+            Ok(()) => {}
+            Err(Dropped::Invalid) => counters.dropped_invalid.inc(),
+            Err(Dropped::Misaddressed) => counters.dropped_misaddressed.inc(),
+            Err(Dropped::Excess) => counters.dropped_excess.inc(),
         }
         self.act();
     }
@@ -264,19 +268,14 @@ impl Loop {
     }
 
     fn open(&mut self, from: SocketAddr, envelope: &mut [u8]) {
-        let counters = &self.outputs.counters;
+        let counters = Arc::clone(&self.outputs.counters);
         counters.datagrams_received.inc();
         if envelope.len() > 1500 {
             counters.dropped_malformed.inc();
             return;
         }
         match self.opener.open(envelope) {
-            Ok(message) => {
-                if self.core.handle(Instant::now(), Input::Message(message)) == Err(Invalid) {
-                    counters.dropped_invalid.inc();
-                }
-                self.act();
-            }
+            Ok(message) => self.decide(Input::Message(message)),
             Err(Refusal::Malformed) => counters.dropped_malformed.inc(),
             Err(Refusal::Replayed) => counters.dropped_replayed.inc(),
             Err(Refusal::Unauthenticated) => {

@@ -37,7 +37,7 @@ impl foca::Identity for Identity {
     type Addr = SocketAddr;
 
     fn renew(&self) -> Option<Self> {
-        Some(Self { epoch: self.epoch + 1, ..*self })
+        Some(Self { epoch: self.epoch.saturating_add(1), ..*self })
     }
 
     fn addr(&self) -> SocketAddr {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::core::{Core, DATAGRAM_BYTES_MAX, Effect, Input, Settings};
+use super::core::{Core, DATAGRAM_BYTES_MAX, Dropped, Effect, Input, Settings};
 use super::identity::Identity;
 use super::record::{AppsDigest, decode_apps};
 use super::seal;
@@ -106,7 +106,8 @@ impl Simulation {
         let now = self.now;
         if let Some(node) = self.nodes.get_mut(&to) {
             let outcome = node.core.handle(now, input);
-            assert!(outcome.is_ok(), "seed {}: a message of ours made no sense", self.seed);
+            assert_ne!(outcome, Err(Dropped::Invalid), "seed {}: a message of ours made no sense", self.seed);
+            assert_ne!(outcome, Err(Dropped::Excess), "seed {}: a member claims too much", self.seed);
             self.act(to);
         }
     }
