@@ -1,8 +1,8 @@
 //! Where nodes find each other: seed stores.
 //!
 //! A balancer leaves one object in a store, `clusters/CLUSTER/seeds/NODE.json`, and only ever writes its own;
-//! so nothing is lost by two writers, and no store needs transactions. Whoever looks for the cluster reads them
-//! all. What a store says is a hint: the worst that a wrong one does is that joining takes longer, for without
+//! so nothing is lost by two writers, and no store needs transactions. It removes those of others when they were not
+//! written for a day. Whoever looks for the cluster reads them all. What a store says is a hint: the worst that a wrong one does is that joining takes longer, for without
 //! the cluster's key nobody answers.
 //!
 //! # Layout
@@ -14,13 +14,14 @@
 mod file;
 mod fixed;
 mod object;
+mod own;
 mod s3;
 mod seeker;
 mod url;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
@@ -29,15 +30,20 @@ use tokio::time::timeout;
 use crate::name::{ClusterName, NodeName};
 
 pub use self::object::{ADDRESSES_MAX, OBJECT_BYTES_MAX, SeedObject};
+pub use self::own::Written;
 pub use self::seeker::{Pace, Seeker};
 pub use self::url::{FixedHost, S3Url, SeedUrl, SeedUrlError};
 
 use self::file::FileStore;
 use self::fixed::FixedStore;
+use self::own::{Expected, Outcome, Own};
 use self::s3::S3Store;
 
 /// More objects than this are not read; the freshest come first.
 pub const OBJECTS_MAX: usize = 256;
+
+/// Objects removed in one pass; the rest waits for the next.
+pub const PRUNED_MAX: usize = 16;
 
 /// Reading a whole store, pages and objects: S3's single operations end after 5 s.
 const LIST_LIMIT: Duration = Duration::from_secs(15);
@@ -47,7 +53,13 @@ const WRITE_LIMIT: Duration = Duration::from_secs(8);
 /// A place where seeds are kept. Nothing is opened, and nothing of a store's library is set up, before its first use;
 /// every call ends within seconds; a call that is dropped half-way leaves the old object or the new one, never a part.
 #[derive(Debug)]
-pub enum SeedStore {
+pub struct SeedStore {
+    kind: Kind,
+    own: Mutex<Own>,
+}
+
+#[derive(Debug)]
+enum Kind {
     /// An S3 bucket.
     S3(Box<S3Store>),
     /// A folder.
@@ -60,17 +72,18 @@ impl SeedStore {
     /// The store at `url`, for one cluster.
     #[must_use]
     pub fn open(url: &SeedUrl, cluster: &ClusterName) -> Self {
-        match url {
-            SeedUrl::S3(url) => Self::S3(Box::new(S3Store::new(url.clone(), cluster))),
-            SeedUrl::File(folder) => Self::File(FileStore::new(folder, cluster)),
-            SeedUrl::Fixed(host, port) => Self::Fixed(FixedStore::new(host.clone(), *port)),
-        }
+        let kind = match url {
+            SeedUrl::S3(url) => Kind::S3(Box::new(S3Store::new(url.clone(), cluster))),
+            SeedUrl::File(folder) => Kind::File(FileStore::new(folder, cluster)),
+            SeedUrl::Fixed(host, port) => Kind::Fixed(FixedStore::new(host.clone(), *port)),
+        };
+        Self { kind, own: Mutex::default() }
     }
 
     /// Whether objects can be written there.
     #[must_use]
     pub fn keeps_objects(&self) -> bool {
-        !matches!(self, Self::Fixed(_))
+        !matches!(self.kind, Kind::Fixed(_))
     }
 
     /// What the store holds, freshest first. A missing folder or prefix is an empty store.
@@ -79,31 +92,25 @@ impl SeedStore {
     /// If the store cannot be read; single objects that cannot are passed over and counted.
     pub async fn list(&self) -> Result<Listing, SeedError> {
         let listing = async {
-            match self {
+            match &self.kind {
                 // Boxed: the SDK's futures are large, and other stores should not pay for them.
-                Self::S3(store) => Box::pin(store.list()).await,
-                Self::File(store) => store.list().await,
-                Self::Fixed(store) => store.list().await,
+                Kind::S3(store) => Box::pin(store.list()).await,
+                Kind::File(store) => store.list().await,
+                Kind::Fixed(store) => store.list().await,
             }
         };
         let mut listing = timeout(LIST_LIMIT, listing).await.unwrap_or_else(|_| Err(SeedError::slow(LIST_LIMIT)))?;
-        listing.objects.sort_by_key(|object| std::cmp::Reverse(object.written_at));
+        // The store's clock first: it is one for all of them, and a writer's may be wrong by years.
+        listing.objects.sort_by_key(|stored| std::cmp::Reverse((stored.stored_at, stored.object.written_at)));
         Ok(listing)
     }
 
-    /// Writes a balancer's object, in one piece.
+    /// Writes a balancer's object, in one piece, and tells if another run of the same name writes it too.
     ///
     /// # Errors
     /// If it could not be written; then the old one stands.
-    pub async fn publish(&self, object: &SeedObject) -> Result<(), SeedError> {
-        let write = async {
-            match self {
-                Self::S3(store) => Box::pin(store.write(&object.node, object.to_json())).await,
-                Self::File(store) => store.write(&object.node, object.to_json()).await,
-                Self::Fixed(_) => Ok(()),
-            }
-        };
-        timeout(WRITE_LIMIT, write).await.unwrap_or_else(|_| Err(SeedError::slow(WRITE_LIMIT)))
+    pub async fn publish(&self, object: &SeedObject) -> Result<Written, SeedError> {
+        timeout(WRITE_LIMIT, self.write_own(object)).await.unwrap_or_else(|_| Err(SeedError::slow(WRITE_LIMIT)))
     }
 
     /// Removes a balancer's object, if the run of the node that `own` tells of wrote it last. One that is not there
@@ -112,49 +119,93 @@ impl SeedStore {
     /// # Errors
     /// If it may still be there.
     pub async fn withdraw(&self, own: &SeedObject) -> Result<(), SeedError> {
-        let held = match self {
-            Self::S3(store) => timeout(WRITE_LIMIT, Box::pin(store.read(&own.node))).await,
-            Self::File(store) => timeout(WRITE_LIMIT, store.read(&own.node)).await,
-            Self::Fixed(_) => return Ok(()),
-        };
-        match held.unwrap_or_else(|_| Err(SeedError::slow(WRITE_LIMIT)))? {
-            Some(Ok(held)) if held.epoch == own.epoch => self.remove(&own.node).await,
-            _ => Ok(()),
-        }
+        self.remove_if(&own.node, |held| held.epoch == own.epoch).await.map(drop)
     }
 
-    /// Removes the objects that were written longer than `older_than` before `now`, and says whose they were.
-    /// A balancer that is alive after all writes its own again within a minute.
+    /// Removes what `rule` says of what was read, at most [`PRUNED_MAX`], and says whose it was. What was written
+    /// again since it was read stays. A balancer that is alive after all writes its own again within a minute.
     ///
     /// # Errors
-    /// If the store could not be read, or one of them not removed.
-    pub async fn prune(&self, older_than: Duration, now: SystemTime) -> Result<Vec<NodeName>, SeedError> {
-        let listing = self.list().await?;
+    /// If one of them could not be removed.
+    pub async fn prune(&self, listing: &Listing, rule: impl Fn(&Stored) -> bool) -> Result<Vec<NodeName>, SeedError> {
         let mut removed = Vec::new();
-        for object in listing.objects.into_iter().filter(|object| object.age(now) > older_than) {
-            self.remove(&object.node).await?;
-            removed.push(object.node);
+        // The oldest first: what is certainly dead.
+        for stored in listing.objects.iter().rev().filter(|stored| rule(stored)).take(PRUNED_MAX) {
+            if self.remove_if(&stored.object.node, |held| *held == stored.object).await? {
+                removed.push(stored.object.node.clone());
+            }
         }
         Ok(removed)
     }
 
-    async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
+    /// Removes an object that is as it should be when it is read once more, and has not changed since, as far as the
+    /// store can tell.
+    async fn remove_if(&self, node: &NodeName, is_meant: impl Fn(&SeedObject) -> bool) -> Result<bool, SeedError> {
         let removal = async {
-            match self {
-                Self::S3(store) => Box::pin(store.remove(node)).await,
-                Self::File(store) => store.remove(node).await,
-                Self::Fixed(_) => Ok(()),
+            let Some(Held { object: Ok(object), tag }) = self.read(node).await? else { return Ok(false) };
+            if !is_meant(&object) {
+                return Ok(false);
             }
+            let mut outcome = self.remove(node, &tag.map_or(Expected::Anything, Expected::Tag)).await?;
+            if outcome == Outcome::Unsupported {
+                outcome = self.remove(node, &Expected::Anything).await?;
+            }
+            Ok(matches!(outcome, Outcome::Done(_)))
         };
         timeout(WRITE_LIMIT, removal).await.unwrap_or_else(|_| Err(SeedError::slow(WRITE_LIMIT)))
     }
+
+    async fn read(&self, node: &NodeName) -> Result<Option<Held>, SeedError> {
+        match &self.kind {
+            Kind::S3(store) => Box::pin(store.read(node)).await,
+            Kind::File(store) => store.read(node).await,
+            Kind::Fixed(_) => Ok(None),
+        }
+    }
+
+    async fn put(&self, object: &SeedObject, expected: &Expected) -> Result<Outcome, SeedError> {
+        match &self.kind {
+            Kind::S3(store) => Box::pin(store.write(&object.node, object.to_json(), expected)).await,
+            Kind::File(store) => store.write(&object.node, object.to_json(), expected).await,
+            Kind::Fixed(_) => Ok(Outcome::Done(None)),
+        }
+    }
+
+    async fn remove(&self, node: &NodeName, expected: &Expected) -> Result<Outcome, SeedError> {
+        match &self.kind {
+            Kind::S3(store) => Box::pin(store.remove(node, expected)).await,
+            Kind::File(store) => store.remove(node, expected).await,
+            Kind::Fixed(_) => Ok(Outcome::Done(None)),
+        }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An object as it was read by itself.
+#[derive(Debug)]
+struct Held {
+    object: Result<SeedObject, String>,
+    /// What changes with its content, if the store gives such a thing.
+    tag: Option<String>,
+}
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// What its writer wrote.
+    pub object: SeedObject,
+    /// When that was by the store's clock; by the writer's, if the store does not tell.
+    pub stored_at: SystemTime,
 }
 
 /// What a store held when it was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
     /// The balancers' objects, freshest first, at most [`OBJECTS_MAX`].
-    pub objects: Vec<SeedObject>,
+    pub objects: Vec<Stored>,
     /// The addresses of a fixed host.
     pub fixed: Vec<SocketAddr>,
     /// What lay between them and made no sense, and why: passed over, never removed.
@@ -172,6 +223,17 @@ impl Listing {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// By how much an object is older than the freshest here, by the store's clock and by the writers': the smaller
+    /// of the two. This machine's own clock has no say, so that a wrong one does not make the living look dead.
+    #[must_use]
+    pub fn lag(&self, stored: &Stored) -> Duration {
+        let behind = |time: fn(&Stored) -> SystemTime| {
+            let freshest = self.objects.iter().map(time).max();
+            freshest.and_then(|freshest| freshest.duration_since(time(stored)).ok()).unwrap_or_default()
+        };
+        behind(|stored| stored.stored_at).min(behind(|stored| stored.object.written_at))
     }
 }
 

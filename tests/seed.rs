@@ -3,6 +3,8 @@
 #[path = "support/s3.rs"]
 #[allow(dead_code)]
 mod s3;
+#[path = "support/stub_s3.rs"]
+mod stub_s3;
 
 use std::fs;
 use std::future::Future;
@@ -22,11 +24,14 @@ use scrimp::address::{Advertise, Ec2Metadata, resolve_with};
 use scrimp::member::{NodeId, Role};
 use scrimp::name::{ClusterName, NodeName};
 use scrimp::report::{SeedCounters, SeedReport, StoreReport};
-use scrimp::seed::{OBJECT_BYTES_MAX, Pace, SeedErrorKind, SeedObject, SeedStore, SeedUrl, Seeker, survey};
+use scrimp::seed::{
+    OBJECT_BYTES_MAX, PRUNED_MAX, Pace, SeedErrorKind, SeedObject, SeedStore, SeedUrl, Seeker, Written, survey,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use s3::{BUCKET, S3};
+use stub_s3::{Conditions, Mood, Stub};
 
 // ---- stores: one contract, every kind that keeps objects
 
@@ -75,11 +80,11 @@ async fn contract(url: &str, put: impl AsyncFn(&str, &[u8])) {
     let old = SeedObject { written_at: object("x", 1).written_at - Duration::from_secs(3600), ..object("lb-2", 2) };
     store.publish(&old).await.unwrap();
     store.publish(&object("lb-1", 1)).await.unwrap();
-    assert_eq!(store.list().await.unwrap().objects, [object("lb-1", 1), old.clone()], "the freshest comes first");
+    assert_eq!(held(&store).await, [object("lb-1", 1), old.clone()], "the freshest comes first");
 
     let moved = SeedObject { addresses: vec!["10.9.9.9:1".parse().unwrap()], ..object("lb-1", 1) };
     store.publish(&moved).await.unwrap();
-    assert_eq!(store.list().await.unwrap().objects, [moved.clone(), old.clone()], "a write replaces");
+    assert_eq!(held(&store).await, [moved.clone(), old.clone()], "a write replaces");
 
     let elsewhere = SeedStore::open(&url.parse().unwrap(), &"green".parse().unwrap());
     assert!(elsewhere.list().await.unwrap().is_empty(), "clusters do not see each other");
@@ -87,8 +92,10 @@ async fn contract(url: &str, put: impl AsyncFn(&str, &[u8])) {
     junk(&store, &put, &[moved.clone(), old.clone()]).await;
 
     store.withdraw(&SeedObject { epoch: 7, ..moved.clone() }).await.unwrap();
-    assert_eq!(store.list().await.unwrap().objects.len(), 2, "another run's object is not ours to remove");
-    let pruned = store.prune(Duration::from_secs(600), SystemTime::now()).await.unwrap();
+    assert_eq!(held(&store).await.len(), 2, "another run's object is not ours to remove");
+    let listing = store.list().await.unwrap();
+    let is_old = |age: Duration| age > Duration::from_secs(600);
+    let pruned = store.prune(&listing, |stored| is_old(stored.object.age(SystemTime::now()))).await.unwrap();
     assert_eq!(pruned, ["lb-2".parse().unwrap()]);
     store.withdraw(&moved).await.unwrap();
     assert!(store.list().await.unwrap().is_empty());
@@ -113,7 +120,10 @@ async fn junk(store: &SeedStore, put: &impl AsyncFn(&str, &[u8]), good: &[SeedOb
     }
     for _ in 0..2 {
         let listing = store.list().await.unwrap();
-        assert_eq!(listing.objects, good);
+        assert_eq!(
+            listing.objects.iter().map(|stored| &stored.object).collect::<Vec<_>>(),
+            good.iter().collect::<Vec<_>>()
+        );
         let mut named: Vec<&str> = listing.invalid.iter().map(|invalid| invalid.name.as_str()).collect();
         named.sort_unstable();
         assert_eq!(named, ["README.txt", "empty.json", "half.json", "lb-9.json", "page.json", "renamed.json"]);
@@ -132,7 +142,7 @@ async fn crowd(url: &str) {
     }
     writers.join_all().await;
     let listing = open(url).list().await.unwrap();
-    let mut found: Vec<String> = listing.objects.iter().map(|object| object.node.to_string()).collect();
+    let mut found: Vec<String> = listing.objects.iter().map(|stored| stored.object.node.to_string()).collect();
     found.sort();
     assert_eq!(found, names);
     assert!(listing.invalid.len() <= 6, "no half-written objects: {:?}", listing.invalid);
@@ -230,7 +240,7 @@ async fn list_in_environment(url: &str, metadata: &str) -> String {
 async fn list_by_the_environment() {
     let Ok(url) = std::env::var("SCRIMP_TEST_URL") else { return };
     match open(&url).list().await {
-        Ok(listing) => listing.objects.iter().for_each(|object| println!("found {}", object.node)),
+        Ok(listing) => listing.objects.iter().for_each(|stored| println!("found {}", stored.object.node)),
         Err(error) => println!("{:?}: {error}", error.kind),
     }
 }
@@ -248,7 +258,7 @@ async fn a_stopped_s3_server_costs_seconds_and_is_used_again_when_it_is_back() {
     }
     server.restart();
     eventually_async("recovery", async || {
-        store.list().await.is_ok_and(|listing| listing.objects == [object("lb-1", 1)])
+        store.list().await.is_ok_and(|listing| listing.objects.iter().any(|stored| stored.object == object("lb-1", 1)))
     })
     .await;
 }
@@ -384,6 +394,114 @@ async fn a_survey_tells_of_every_store_in_order() {
     assert_eq!((&told[1].url, told[1].result.as_ref().unwrap().len()), (&urls[1], 1));
 }
 
+// ---- conditional writes: used where they are honoured, needed nowhere
+
+#[tokio::test]
+async fn another_run_of_the_same_name_shows_in_a_folder_and_in_a_bucket_that_honours_conditions() {
+    let (folder, server, stub) = (tempfile::tempdir().unwrap(), S3::start(), Stub::start().await);
+    let credentials = credentials_file();
+    let file = format!("file://{}", folder.path().display());
+    for url in [file, server.url("p"), s3_url_at(stub.address, credentials.path())] {
+        namesakes(&url).await;
+    }
+    let requests = stub.state.lock().unwrap().requests.clone();
+    for request in ["PUT if-none-match", "PUT if-match", "DELETE if-match"] {
+        assert!(requests.iter().any(|made| made == request), "{request} is not among {requests:?}");
+    }
+}
+
+async fn namesakes(url: &str) {
+    let (first, second) = (open(url), open(url));
+    let at = |epoch: u64, second: u64| {
+        let address = format!("10.0.0.{epoch}:7377").parse().unwrap();
+        let written_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + second);
+        SeedObject { addresses: vec![address], written_at, ..object("lb-1", epoch) }
+    };
+    assert_eq!(first.publish(&at(1, 0)).await.unwrap(), Written::Alone, "{url}: the first");
+    assert_eq!(first.publish(&at(1, 60)).await.unwrap(), Written::Alone, "{url}: again");
+    assert_eq!(second.publish(&at(2, 61)).await.unwrap(), Written::Alone, "{url}: what was left by a run before");
+    for second_of in 62..70 {
+        let told = first.publish(&at(1, second_of)).await.unwrap();
+        assert_eq!(told, Written::Yielded(at(2, second_of - 1)), "{url}: the newer run stays");
+        assert_eq!(second.publish(&at(2, second_of)).await.unwrap(), Written::Alone, "{url}");
+    }
+    // The newer one falls silent: after a while its place is taken.
+    let mut told = Vec::new();
+    for second_of in 70..75 {
+        told.push(first.publish(&at(1, second_of)).await.unwrap());
+    }
+    assert_eq!(told.iter().filter(|told| **told == Written::Alone).count(), 2, "{url}: {told:?}");
+    assert_eq!(told.iter().filter(|told| **told == Written::Over(at(2, 69))).count(), 1, "{url}: {told:?}");
+    assert_eq!(second.publish(&at(2, 76)).await.unwrap(), Written::Over(at(1, 74)), "{url}: back, it is the newer one");
+    first.withdraw(&at(1, 76)).await.unwrap();
+    assert_eq!(held(&second).await, [at(2, 76)], "{url}: not the own one");
+    // Somebody else's hand removed it.
+    second.withdraw(&at(2, 76)).await.unwrap();
+    assert!(held(&first).await.is_empty(), "{url}");
+    assert_eq!(second.publish(&at(2, 77)).await.unwrap(), Written::Alone, "{url}: written again");
+}
+
+#[tokio::test]
+async fn a_store_that_knows_no_conditions_is_written_to_all_the_same() {
+    let credentials = credentials_file();
+    let kinds = [
+        (Conditions::Ignored, "ignored"),
+        (Conditions::Refused(501), "501"),
+        (Conditions::Refused(400), "400"),
+        (Conditions::Failing, "never met"),
+    ];
+    for (conditions, kind) in kinds {
+        let stub = Stub::start().await;
+        stub.state.lock().unwrap().conditions = conditions;
+        let store = open(&s3_url_at(stub.address, credentials.path()));
+        for epoch in [1, 1, 2] {
+            store.publish(&object("lb-1", epoch)).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
+            assert_eq!(held(&store).await, [object("lb-1", epoch)], "{kind}");
+        }
+        let requests: Vec<String> = std::mem::take(&mut stub.state.lock().unwrap().requests);
+        let puts = requests.iter().filter(|made| made.starts_with("PUT if-")).count();
+        match conditions {
+            Conditions::Refused(_) => assert_eq!(puts, 1, "{kind}: asked once: {requests:?}"),
+            _ => assert_eq!(puts, 3, "{kind}: {requests:?}"),
+        }
+        stub.put("p/clusters/blue/seeds/lb-2.json", object("lb-2", 1).to_json(), Duration::ZERO);
+        let listing = store.list().await.unwrap();
+        let pruned = store.prune(&listing, |stored| stored.object.node == "lb-2".parse().unwrap()).await.unwrap();
+        // Who never meets a condition loses nothing by it but what was to go.
+        assert_eq!(pruned.len(), usize::from(!matches!(conditions, Conditions::Failing)), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_is_no_strangers() {
+    let (credentials, stub) = (credentials_file(), Stub::start().await);
+    let store = open(&s3_url_at(stub.address, credentials.path()));
+    store.publish(&object("lb-1", 1)).await.unwrap();
+    stub.state.lock().unwrap().loses_answers = true;
+    let error = store.publish(&object("lb-1", 1)).await.unwrap_err();
+    assert_eq!(error.kind, SeedErrorKind::Slow, "{error}");
+    stub.state.lock().unwrap().loses_answers = false;
+    assert_eq!(store.publish(&object("lb-1", 1)).await.unwrap(), Written::Alone);
+}
+
+#[tokio::test]
+async fn what_was_written_again_since_it_was_read_is_not_pruned() {
+    let (folder, server, stub) = (tempfile::tempdir().unwrap(), S3::start(), Stub::start().await);
+    let (file, credentials) = (format!("file://{}", folder.path().display()), credentials_file());
+    for url in [file, server.url("p"), s3_url_at(stub.address, credentials.path())] {
+        let (store, other) = (open(&url), open(&url));
+        other.publish(&object("lb-2", 1)).await.unwrap();
+        let listing = store.list().await.unwrap();
+        let again =
+            SeedObject { written_at: object("lb-2", 1).written_at + Duration::from_secs(1), ..object("lb-2", 1) };
+        other.publish(&again).await.unwrap();
+        assert!(store.prune(&listing, |_| true).await.unwrap().is_empty(), "{url}");
+        assert_eq!(held(&store).await, [again], "{url}");
+        let listing = store.list().await.unwrap();
+        assert_eq!(store.prune(&listing, |_| true).await.unwrap().len(), 1, "{url}");
+    }
+}
+
 // ---- the own address, as Amazon's instance metadata tells it
 
 #[tokio::test]
@@ -442,11 +560,11 @@ async fn a_balancers_object_is_there_before_its_first_read_stays_fresh_and_goes_
     assert!(seeker.counters.writes.get() >= 1);
 
     let store = open(&url);
-    let first = store.list().await.unwrap().objects[0].clone();
+    let first = held(&store).await[0].clone();
     assert!(first.age(SystemTime::now()) < Duration::from_secs(5), "written_at is set when it is written");
     let mut newest = first.written_at;
     eventually_async("a refresh", async || {
-        newest = store.list().await.unwrap().objects[0].written_at;
+        newest = held(&store).await[0].written_at;
         newest > first.written_at
     })
     .await;
@@ -454,7 +572,7 @@ async fn a_balancers_object_is_there_before_its_first_read_stays_fresh_and_goes_
     let moved = SeedObject { addresses: vec!["10.1.1.1:5".parse().unwrap()], ..me() };
     seeker.publish.send_replace(Some(moved.clone()));
     let changed = Instant::now();
-    eventually_async("the change", async || store.list().await.unwrap().objects[0].addresses == moved.addresses).await;
+    eventually_async("the change", async || held(&store).await[0].addresses == moved.addresses).await;
     assert!(changed.elapsed() < Duration::from_secs(1), "a change is written at once");
 
     within(4, seeker.stop()).await;
@@ -466,7 +584,8 @@ async fn what_is_found_comes_freshest_first_without_the_own_addresses() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display());
     let now = SystemTime::now();
-    for (name, last, minutes) in [("lb-2", 2, 30), ("lb-3", 3, 0), ("lb-4", 4, 5)] {
+    // In the order in which they are stored: a writer's clock that is wrong makes no balancer look dead.
+    for (name, last, minutes) in [("lb-2", 2, 5), ("lb-4", 4, 0), ("lb-3", 3, 30)] {
         let addresses = vec![SocketAddr::from(([10, 0, 0, last], 7377)), me().addresses[0]];
         let written_at = now - Duration::from_secs(60 * minutes);
         open(&url).publish(&SeedObject { addresses, written_at, ..object(name, 1) }).await.unwrap();
@@ -549,6 +668,154 @@ async fn a_seeker_survives_the_loss_of_its_s3_server() {
     assert!(open(&server.url("p")).list().await.unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn a_balancer_removes_what_vanished_a_day_ago_a_few_at_a_time_and_nothing_else() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let (credentials, stub) = (credentials_file(), Stub::start().await);
+    // Neither this machine's clock nor the store's is what age is told by.
+    stub.state.lock().unwrap().clock_ahead = 30 * DAY;
+    let key = |name: &str| format!("p/clusters/blue/seeds/{name}.json");
+    let put = |name: &str, written: Duration, stored: Duration| {
+        let object = SeedObject { written_at: SystemTime::now() - written, ..object(name, 1) };
+        stub.put(&key(name), object.to_json(), stored);
+    };
+    let dead: Vec<String> = (0..PRUNED_MAX + 3).map(|nth| format!("dead-{nth:02}")).collect();
+    dead.iter().for_each(|name| put(name, 2 * DAY, 2 * DAY));
+    put("lb-2", Duration::ZERO, Duration::ZERO);
+    put("an-hour-ago", DAY - Duration::from_secs(3600), DAY - Duration::from_secs(3600));
+    put("clock-behind", 9 * DAY, Duration::ZERO);
+    put("copied", 9 * DAY, DAY / 2);
+    stub.put(&key("garbage"), b"{".to_vec(), 9 * DAY);
+    let kept = ["an-hour-ago", "clock-behind", "copied", "garbage", "lb-2", "me"].map(key);
+
+    let pace = Pace { balancer: Duration::from_millis(50), prune: Duration::from_millis(100), ..Pace::default() };
+    let url = s3_url_at(stub.address, credentials.path());
+    let seeker = Running::start(&[&url], Role::Balancer, pace, Some(me()));
+    eventually("its object", || stub.keys().contains(&key("me"))).await;
+    let reads = seeker.counters.reads.get();
+    eventually("reads", || seeker.counters.reads.get() > reads).await;
+    assert_eq!(stub.keys().len(), dead.len() + kept.len(), "who is alone removes nothing");
+    seeker.alone.send_replace(false);
+    let mut before = dead.len();
+    eventually("the dead are gone", || {
+        let left = stub.keys().iter().filter(|key| key.contains("dead-")).count();
+        assert!(before - left <= PRUNED_MAX, "{} at once", before - left);
+        before = left;
+        left == 0
+    })
+    .await;
+    assert_eq!(stub.keys(), kept);
+    let requests = stub.state.lock().unwrap().requests.clone();
+    let removals: Vec<&String> = requests.iter().filter(|made| made.starts_with("DELETE")).collect();
+    assert_eq!(removals.len(), dead.len(), "each once");
+    assert!(removals.iter().all(|made| *made == "DELETE if-match"), "{removals:?}");
+    seeker.stop().await;
+
+    // Even where it looks as if all others were dead, a node's own object is not removed but by its end.
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let seeker = Running::start(&[&url], Role::Balancer, Pace { refresh: DAY, ..pace }, Some(me()));
+    eventually("its object", || seeker.store(0).seeds == 1 || seeker.counters.writes.get() > 0).await;
+    let file = folder.path().join("clusters/blue/seeds/me.json");
+    let old = SeedObject { written_at: SystemTime::now() - 9 * DAY, ..me() };
+    fs::write(&file, old.to_json()).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_modified(SystemTime::now() - 9 * DAY).unwrap();
+    open(&url).publish(&object("lb-2", 1)).await.unwrap();
+    let victim = folder.path().join("clusters/blue/seeds/old.json");
+    fs::write(&victim, SeedObject { node: "old".parse().unwrap(), ..old }.to_json()).unwrap();
+    fs::File::options().write(true).open(&victim).unwrap().set_modified(SystemTime::now() - 9 * DAY).unwrap();
+    seeker.alone.send_replace(false);
+    eventually("the dead is gone", || !victim.exists()).await;
+    assert!(file.exists(), "its own object");
+    seeker.stop().await;
+}
+
+#[tokio::test]
+async fn a_living_balancer_is_found_among_a_hundred_dead_ones_at_the_first_read_whatever_its_clock_says() {
+    let (credentials, stub) = (credentials_file(), Stub::start().await);
+    for nth in 0..100_u8 {
+        let ahead = SystemTime::now() + Duration::from_secs(3600 * u64::from(nth));
+        let dead = SeedObject {
+            addresses: vec![SocketAddr::from(([10, 0, 1, nth], 7377))],
+            written_at: ahead,
+            ..object(&format!("dead-{nth:02}"), 1)
+        };
+        stub.put(&format!("p/clusters/blue/seeds/dead-{nth:02}.json"), dead.to_json(), Duration::from_secs(900));
+    }
+    let behind = SeedObject { written_at: SystemTime::UNIX_EPOCH + Duration::from_secs(60), ..object("lb-2", 1) };
+    stub.put("p/clusters/blue/seeds/lb-2.json", behind.to_json(), Duration::from_secs(59));
+    let url = s3_url_at(stub.address, credentials.path());
+    let pace = Pace { alone_first: Duration::from_millis(5), alone_max: Duration::from_millis(20), ..Pace::default() };
+    let mut seeker = Running::start(&[&url], Role::Backend, pace, None);
+    let mut tried = std::collections::HashSet::new();
+    for _ in 0..14 {
+        let found = within(5, seeker.found.recv()).await.unwrap();
+        assert_eq!(found[0], behind.addresses[0]);
+        tried.extend(found.into_iter().take(16));
+    }
+    assert!(tried.len() == 101, "only {} came to their turn", tried.len());
+    seeker.stop().await;
+}
+
+#[tokio::test]
+async fn a_first_write_that_hangs_delays_the_first_read_by_a_second_at_most() {
+    let (credentials, stub) = (credentials_file(), Stub::start().await);
+    stub.state.lock().unwrap().writes = Mood::Hanging;
+    stub.put("p/clusters/blue/seeds/lb-1.json", object("lb-1", 1).to_json(), Duration::ZERO);
+    let url = s3_url_at(stub.address, credentials.path());
+    let started = Instant::now();
+    let mut seeker = Running::start(&[&url], Role::Balancer, Pace::default(), Some(me()));
+    assert_eq!(within(5, seeker.found.recv()).await.unwrap(), object("lb-1", 1).addresses);
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    within(5, seeker.stop()).await;
+}
+
+#[tokio::test]
+async fn a_first_write_that_is_merely_slow_still_goes_before_the_first_read() {
+    let (credentials, stub) = (credentials_file(), Stub::start().await);
+    stub.state.lock().unwrap().writes = Mood::Slow(Duration::from_millis(200));
+    let url = s3_url_at(stub.address, credentials.path());
+    let seeker = Running::start(&[&url], Role::Balancer, Pace::default(), Some(me()));
+    eventually("the first read", || seeker.store(0).last_ok.is_some()).await;
+    assert_eq!(seeker.store(0).seeds, 1, "the first read sees the own object");
+    seeker.stop().await;
+}
+
+#[tokio::test]
+async fn no_store_however_ill_keeps_another_from_being_used_nor_the_end_from_coming() {
+    let (credentials, folder) = (credentials_file(), tempfile::tempdir().unwrap());
+    let good = format!("file://{}", folder.path().display());
+    open(&good).publish(&object("lb-1", 1)).await.unwrap();
+    let mut ill = Vec::new();
+    for mood in [Mood::Slow(Duration::from_secs(2)), Mood::Failing(503), Mood::Failing(403), Mood::Hanging] {
+        let stub = Stub::start().await;
+        let mut state = stub.state.lock().unwrap();
+        (state.reads, state.writes) = (mood, mood);
+        drop(state);
+        ill.push(stub);
+    }
+    let (empty, garbage, dead) = (Stub::start().await, Stub::start().await, Stub::start().await);
+    for nth in 0..40_u8 {
+        garbage.put(&format!("p/clusters/blue/seeds/g-{nth}.json"), vec![nth; 400], Duration::ZERO);
+        let address = SocketAddr::from(([10, 0, 3, nth], 7377));
+        let written_at = SystemTime::now() - Duration::from_secs(9000);
+        let object = SeedObject { addresses: vec![address], written_at, ..object(&format!("d-{nth}"), 1) };
+        dead.put(&format!("p/clusters/blue/seeds/d-{nth}.json"), object.to_json(), Duration::from_secs(9000));
+    }
+    ill.extend([empty, garbage, dead]);
+    let mut urls: Vec<String> = ill.iter().map(|stub| s3_url_at(stub.address, credentials.path())).collect();
+    urls.push(good);
+    let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+    for role in [Role::Backend, Role::Balancer] {
+        let own = (role == Role::Balancer).then(me);
+        let mut seeker = Running::start(&urls, role, Pace::default(), own);
+        let started = Instant::now();
+        while within(2, seeker.found.recv()).await.unwrap() != object("lb-1", 1).addresses {}
+        assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+        within(5, seeker.stop()).await;
+    }
+}
+
 // ---- fixtures
 
 struct Running {
@@ -596,6 +863,10 @@ impl Running {
 
 fn cluster() -> ClusterName {
     "blue".parse().unwrap()
+}
+
+async fn held(store: &SeedStore) -> Vec<SeedObject> {
+    store.list().await.unwrap().objects.into_iter().map(|stored| stored.object).collect()
 }
 
 fn open(url: &str) -> SeedStore {

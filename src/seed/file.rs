@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{
-    Blocking, InvalidObject, Listing, OBJECT_BYTES_MAX, OBJECTS_MAX, SeedError, SeedErrorKind, SeedObject,
-    file_name_of, node_of,
+    Blocking, Expected, Held, InvalidObject, Listing, OBJECT_BYTES_MAX, OBJECTS_MAX, Outcome, SeedError, SeedErrorKind,
+    SeedObject, Stored, file_name_of, node_of,
 };
 use crate::name::{ClusterName, NodeName};
 
@@ -16,7 +16,7 @@ const ENTRIES_MAX: usize = 4096;
 
 /// A folder of objects.
 #[derive(Debug)]
-pub struct FileStore {
+pub(super) struct FileStore {
     folder: PathBuf,
     disk: Blocking,
 }
@@ -31,28 +31,46 @@ impl FileStore {
         self.disk.run(move || list(&folder).map_err(|error| explain("read", &folder, &error))).await
     }
 
-    pub(super) async fn read(&self, node: &NodeName) -> Result<Option<Result<SeedObject, String>>, SeedError> {
+    pub(super) async fn read(&self, node: &NodeName) -> Result<Option<Held>, SeedError> {
         let (path, node) = (self.path(node), node.clone());
         self.disk
             .run(move || match read(&path) {
-                Ok(bytes) => Ok(Some(SeedObject::read(&node, &bytes))),
+                Ok(bytes) => Ok(Some(Held { object: SeedObject::read(&node, &bytes), tag: Some(tag_of(&bytes)) })),
                 Err(error) if is_absent(&error) => Ok(None),
                 Err(error) => Err(explain("read", &path, &error)),
             })
             .await
     }
 
-    pub(super) async fn write(&self, node: &NodeName, bytes: Vec<u8>) -> Result<(), SeedError> {
-        let path = self.path(node);
-        self.disk.run(move || write(&path, &bytes).map_err(|error| explain("write", &path, &error))).await
+    pub(super) async fn write(
+        &self,
+        node: &NodeName,
+        bytes: Vec<u8>,
+        expected: &Expected,
+    ) -> Result<Outcome, SeedError> {
+        let (path, expected) = (self.path(node), expected.clone());
+        self.disk
+            .run(move || {
+                if !is_as_expected(&path, &expected) {
+                    return Ok(Outcome::Refused);
+                }
+                write(&path, &bytes).map_err(|error| explain("write", &path, &error))?;
+                Ok(Outcome::Done(Some(tag_of(&bytes))))
+            })
+            .await
     }
 
-    pub(super) async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
-        let path = self.path(node);
+    pub(super) async fn remove(&self, node: &NodeName, expected: &Expected) -> Result<Outcome, SeedError> {
+        let (path, expected) = (self.path(node), expected.clone());
         self.disk
-            .run(move || match fs::remove_file(&path) {
-                Err(error) if !is_absent(&error) => Err(explain("remove", &path, &error)),
-                _ => Ok(()),
+            .run(move || {
+                if !is_as_expected(&path, &expected) {
+                    return Ok(Outcome::Refused);
+                }
+                match fs::remove_file(&path) {
+                    Err(error) if !is_absent(&error) => Err(explain("remove", &path, &error)),
+                    _ => Ok(Outcome::Done(None)),
+                }
             })
             .await
     }
@@ -83,9 +101,9 @@ fn list(folder: &Path) -> io::Result<Listing> {
         }
     }
     candidates.sort_by(|one, other| other.cmp(one));
-    for (_, node, path) in candidates.into_iter().take(OBJECTS_MAX) {
+    for (stored_at, node, path) in candidates.into_iter().take(OBJECTS_MAX) {
         match read(&path).map(|bytes| SeedObject::read(&node, &bytes)) {
-            Ok(Ok(object)) => listing.objects.push(object),
+            Ok(Ok(object)) => listing.objects.push(Stored { object, stored_at }),
             Ok(Err(problem)) => listing.invalid.push(InvalidObject::new(&file_name_of(&node), &problem)),
             Err(error) if is_absent(&error) => {}
             Err(error) => listing.invalid.push(InvalidObject::new(&file_name_of(&node), &error.to_string())),
@@ -99,6 +117,22 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(OBJECT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// A file's tag is what stands in it.
+fn tag_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Looked at just before the act: a folder knows no conditions, and two acts at once are rare and do no harm. What
+/// cannot be read is left to the act.
+fn is_as_expected(path: &Path, expected: &Expected) -> bool {
+    match (expected, read(path)) {
+        (Expected::Nothing, Ok(_)) => false,
+        (Expected::Tag(tag), Ok(bytes)) => *tag == tag_of(&bytes),
+        (Expected::Tag(_), Err(error)) => !is_absent(&error),
+        _ => true,
+    }
 }
 
 /// Readers see the old file or the new one, and so does a machine that lost its power in between.

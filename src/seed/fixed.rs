@@ -13,7 +13,7 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A fixed host and port.
 #[derive(Debug)]
-pub struct FixedStore {
+pub(super) struct FixedStore {
     host: FixedHost,
     port: Port,
     resolver: Blocking,

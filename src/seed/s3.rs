@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
@@ -28,7 +28,8 @@ use tokio::time::timeout;
 
 use super::url::S3Url;
 use super::{
-    InvalidObject, Listing, OBJECT_BYTES_MAX, OBJECTS_MAX, SeedError, SeedErrorKind, SeedObject, file_name_of, node_of,
+    Expected, Held, InvalidObject, Listing, OBJECT_BYTES_MAX, OBJECTS_MAX, Outcome, SeedError, SeedErrorKind,
+    SeedObject, Stored, file_name_of, node_of,
 };
 use crate::name::{ClusterName, NodeName};
 
@@ -43,7 +44,7 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(5);
 
 /// A bucket's prefix.
 #[derive(Debug)]
-pub struct S3Store {
+pub(super) struct S3Store {
     place: Place,
     /// Built at the first use, and again after the credentials failed: the library reads them once, and a person
     /// who mends a file expects a running node to see it. A failure to build (no region found) is not kept either.
@@ -69,11 +70,13 @@ impl S3Store {
         let bucket = self.bucket().await?;
         let mut listing = Listing::default();
         let mut candidates = Vec::new();
+        let mut stored: HashMap<NodeName, SystemTime> = HashMap::new();
         for object in self.noted(bucket.keys().await)? {
             let key = object.key.unwrap_or_default();
             let name = key.strip_prefix(&self.place.folder).unwrap_or_default();
             match node_of(name) {
                 Some(node) if object.size.is_some_and(|size| size <= OBJECT_BYTES_MAX as i64) => {
+                    stored.extend(object.last_modified.and_then(|time| Some((node.clone(), time.try_into().ok()?))));
                     candidates.push((node, object.e_tag.unwrap_or_default()));
                 }
                 Some(_) => listing.invalid.push(InvalidObject::new(name, "larger than 64 KiB")),
@@ -86,7 +89,10 @@ impl S3Store {
         let objects = self.contents(&bucket, candidates).await?;
         for (node, known) in &objects {
             match &known.object {
-                Ok(object) => listing.objects.push(object.clone()),
+                Ok(object) => {
+                    let stored_at = stored.get(node).copied().unwrap_or(object.written_at);
+                    listing.objects.push(Stored { object: object.clone(), stored_at });
+                }
                 Err(problem) => listing.invalid.push(InvalidObject::new(&file_name_of(node), problem)),
             }
         }
@@ -94,18 +100,23 @@ impl S3Store {
         Ok(listing)
     }
 
-    pub(super) async fn read(&self, node: &NodeName) -> Result<Option<Result<SeedObject, String>>, SeedError> {
+    pub(super) async fn read(&self, node: &NodeName) -> Result<Option<Held>, SeedError> {
         let fetched = self.bucket().await?.fetch(node).await;
         self.noted(fetched)
     }
 
-    pub(super) async fn write(&self, node: &NodeName, bytes: Vec<u8>) -> Result<(), SeedError> {
-        let written = self.bucket().await?.write(node, bytes).await;
+    pub(super) async fn write(
+        &self,
+        node: &NodeName,
+        bytes: Vec<u8>,
+        expected: &Expected,
+    ) -> Result<Outcome, SeedError> {
+        let written = self.bucket().await?.write(node, bytes, expected).await;
         self.noted(written)
     }
 
-    pub(super) async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
-        let removed = self.bucket().await?.remove(node).await;
+    pub(super) async fn remove(&self, node: &NodeName, expected: &Expected) -> Result<Outcome, SeedError> {
+        let removed = self.bucket().await?.remove(node, expected).await;
         self.noted(removed)
     }
 
@@ -128,7 +139,7 @@ impl S3Store {
         for batch in missing.chunks(FETCHES_MAX) {
             for (node, tag, fetched) in fetch_all(bucket, batch).await {
                 match fetched {
-                    Ok(Some(object)) => drop(contents.insert(node, Known { tag, object })),
+                    Ok(Some(held)) => drop(contents.insert(node, Known { tag, object: held.object })),
                     Ok(None) => {}
                     Err(error) => failure = Some(error),
                 }
@@ -169,7 +180,7 @@ impl S3Store {
     }
 }
 
-type Fetched = Result<Option<Result<SeedObject, String>>, SeedError>;
+type Fetched = Result<Option<Held>, SeedError>;
 
 async fn fetch_all(bucket: &Arc<Bucket>, batch: &[(NodeName, String)]) -> Vec<(NodeName, String, Fetched)> {
     let mut fetches = JoinSet::new();
@@ -270,24 +281,52 @@ impl Bucket {
             Err(error) if error.code() == Some("NoSuchKey") => return Ok(None),
             Err(error) => return Err(self.place.explain("read", &error)),
         };
+        let tag = answer.e_tag;
         match timeout(OPERATION_LIMIT, read_body(answer.body)).await {
-            Ok(Ok(bytes)) => Ok(Some(SeedObject::read(node, &bytes))),
+            Ok(Ok(bytes)) => Ok(Some(Held { object: SeedObject::read(node, &bytes), tag })),
             Ok(Err(error)) => Err(self.place.error(SeedErrorKind::Failing, &format!("broke off an answer: {error}"))),
             Err(_) => Err(SeedError::slow(OPERATION_LIMIT)),
         }
     }
 
-    async fn write(&self, node: &NodeName, bytes: Vec<u8>) -> Result<(), SeedError> {
+    async fn write(&self, node: &NodeName, bytes: Vec<u8>, expected: &Expected) -> Result<Outcome, SeedError> {
         let write = self.client.put_object().bucket(&self.place.url.bucket).key(self.key(node));
         let write = write.content_type("application/json").body(ByteStream::from(bytes));
-        write.send().await.map(drop).map_err(|error| self.place.explain("write", &error))
+        let write = match expected {
+            Expected::Anything => write,
+            Expected::Nothing => write.if_none_match("*"),
+            Expected::Tag(tag) => write.if_match(tag),
+        };
+        match write.send().await {
+            Ok(answer) => Ok(Outcome::Done(answer.e_tag)),
+            Err(error) => outcome_of(&error, expected).ok_or_else(|| self.place.explain("write", &error)),
+        }
     }
 
-    async fn remove(&self, node: &NodeName) -> Result<(), SeedError> {
-        match self.client.delete_object().bucket(&self.place.url.bucket).key(self.key(node)).send().await {
-            Err(error) if error.code() != Some("NoSuchKey") => Err(self.place.explain("remove", &error)),
-            _ => Ok(()),
+    async fn remove(&self, node: &NodeName, expected: &Expected) -> Result<Outcome, SeedError> {
+        let mut removal = self.client.delete_object().bucket(&self.place.url.bucket).key(self.key(node));
+        if let Expected::Tag(tag) = expected {
+            removal = removal.if_match(tag);
         }
+        match removal.send().await {
+            Ok(_) => Ok(Outcome::Done(None)),
+            Err(error) if error.code() == Some("NoSuchKey") => Ok(Outcome::Done(None)),
+            Err(error) => outcome_of(&error, expected).ok_or_else(|| self.place.explain("remove", &error)),
+        }
+    }
+}
+
+/// What an error means that only an act with a condition meets; none for one that says something else.
+fn outcome_of<E: ProvideErrorMetadata>(error: &SdkError<E>, expected: &Expected) -> Option<Outcome> {
+    let status = error.raw_response()?.status().as_u16();
+    match (expected, status) {
+        (Expected::Anything, _) => None,
+        // Amazon's says 409 if another write is under way, and 404 if what should have a tag is not there.
+        (_, 409 | 412) => Some(Outcome::Refused),
+        (Expected::Tag(_), 404) if error.code() != Some("NoSuchBucket") => Some(Outcome::Refused),
+        // Perhaps something else is wrong: then the same act without a condition fails too, and says what.
+        (_, 400 | 405 | 501) => Some(Outcome::Unsupported),
+        _ => None,
     }
 }
 

@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Listing, SeedError, SeedObject, SeedStore, SeedUrl};
+use super::{Listing, SeedError, SeedObject, SeedStore, SeedUrl, Written};
 use crate::member::{NodeId, Role};
 use crate::name::{ClusterName, NodeName};
 use crate::report::{SeedCounters, SeedReport, StoreReport};
@@ -30,6 +30,10 @@ pub struct Pace {
     pub backend: Duration,
     /// A balancer writes its object again about this often.
     pub refresh: Duration,
+    /// A balancer in company looks about this often for objects of others that are to be removed.
+    pub prune: Duration,
+    /// They are, when they are this much older than the freshest.
+    pub forget_after: Duration,
     /// After a failed write, the n-th pause is random in `[0, min(refresh, rewrite_first * 2^n)]`.
     pub rewrite_first: Duration,
 }
@@ -42,6 +46,8 @@ impl Default for Pace {
             balancer: Duration::from_secs(15),
             backend: Duration::from_secs(600),
             refresh: Duration::from_secs(60),
+            prune: Duration::from_secs(600),
+            forget_after: Duration::from_secs(24 * 3600),
             rewrite_first: Duration::from_secs(1),
         }
     }
@@ -102,8 +108,10 @@ impl Seeker {
     ///
     /// `publish` is what to leave in the stores, none for a backend or before the address is known; a change is
     /// written at once, and `written_at` is set here. `alone` says whether no other member is known. `found` takes
-    /// addresses at which others may be, those written last first, never this node's own; what does not fit into the
-    /// queue is found again at the next read. Each store is looked after by itself: a slow one delays no other.
+    /// addresses at which others may be, never this node's own: the freshest first, then the others, which take turns
+    /// in standing before the rest, so that whoever tries only the first of them comes to try them all. What does not
+    /// fit into the queue is found again at the next read. Each store is looked after by itself: a slow one delays no
+    /// other.
     pub async fn run(
         self,
         publish: watch::Receiver<Option<SeedObject>>,
@@ -143,6 +151,13 @@ fn unheard() -> StoreReport {
     StoreReport { url: String::new(), last_ok: None, error: None, seeds: 0 }
 }
 
+/// The first write goes before the first read, but a store that takes no writes may still be read.
+const HEAD_START: Duration = Duration::from_millis(500);
+/// Removing what is dead may take this long in all; the rest waits for the next time.
+const PRUNE_LIMIT: Duration = Duration::from_secs(8);
+/// Addresses that come first in each list, by freshness; those behind take turns in places as many.
+const FIRST: usize = 8;
+
 /// At shutdown: a write that is under way, and the removal, together.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -164,6 +179,8 @@ struct Keeper {
 #[derive(Default)]
 struct Trouble {
     has_answered: bool,
+    /// This run's object has stood there: another run's there now was written later.
+    has_written: bool,
     reading: Option<SeedError>,
     writing: Option<SeedError>,
     /// Said once in a run: the two objects alternate, and so would the news.
@@ -180,25 +197,21 @@ impl Trouble {
 impl Keeper {
     async fn run(
         self: Arc<Self>,
-        mut publish: watch::Receiver<Option<SeedObject>>,
+        publish: watch::Receiver<Option<SeedObject>>,
         alone: watch::Receiver<bool>,
         found: mpsc::Sender<Vec<SocketAddr>>,
         seed: u64,
     ) {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let reader = Arc::clone(&self).read(publish.clone(), alone, found, rng.fork());
+        let first_write = CancellationToken::new();
+        let reader = Arc::clone(&self).read(publish.clone(), alone, found, first_write.clone(), rng.fork());
         if !self.store.keeps_objects() {
+            first_write.cancel();
             return reader.await;
         }
-        // Written before the first read: of two balancers that start together, at least one then sees the other.
-        let first = publish.borrow_and_update().clone();
-        let written = match &first {
-            Some(object) => Some(self.write(object).await),
-            None => None,
-        };
         let mut tasks = JoinSet::new();
         tasks.spawn(reader);
-        tasks.spawn(Arc::clone(&self).keep_written(publish, written, rng));
+        tasks.spawn(Arc::clone(&self).keep_written(publish, first_write, rng));
         tasks.join_all().await;
     }
 
@@ -207,19 +220,37 @@ impl Keeper {
         publish: watch::Receiver<Option<SeedObject>>,
         mut alone: watch::Receiver<bool>,
         found: mpsc::Sender<Vec<SocketAddr>>,
+        first_write: CancellationToken,
         mut rng: fastrand::Rng,
     ) {
-        let mut reads_alone = 0;
+        // Written before the first read: of two balancers that start together, at least one then sees the other.
+        let _ = timeout(HEAD_START, first_write.cancelled()).await;
+        let (mut reads, mut reads_alone) = (0, 0);
+        let mut next_prune = Instant::now() + about(self.pace.prune, &mut rng);
         while !self.shutdown.is_cancelled() && !found.is_closed() {
+            let has_written = self.trouble().has_written;
             let listing = tokio::select! {
                 listing = self.store.list() => listing,
                 () = self.shutdown.cancelled() => return,
             };
             let own = publish.borrow().clone();
-            if let Some(addresses) = self.take(listing, own.as_ref()) {
-                // A full queue means that whoever reads it has enough to try.
-                let _ = found.try_send(addresses);
+            self.record_read(&listing);
+            if let Ok(listing) = &listing {
+                if has_written {
+                    self.look_for_namesake(listing, own.as_ref());
+                }
+                let addresses = addresses(listing, own.as_ref(), reads);
+                if !addresses.is_empty() {
+                    // A full queue means that whoever reads it has enough to try.
+                    let _ = found.try_send(addresses);
+                }
+                // Who is alone may be the one that something is wrong with.
+                if own.is_some() && !*alone.borrow() && Instant::now() >= next_prune {
+                    self.prune(listing).await;
+                    next_prune = Instant::now() + about(self.pace.prune, &mut rng);
+                }
             }
+            reads = reads.wrapping_add(1);
             self.pause(&mut alone, &mut reads_alone, &mut rng).await;
         }
     }
@@ -238,51 +269,57 @@ impl Keeper {
         }
     }
 
-    /// Counts and reports what a read brought, and picks the addresses to try.
-    fn take(&self, listing: Result<Listing, SeedError>, own: Option<&SeedObject>) -> Option<Vec<SocketAddr>> {
-        let result = match &listing {
-            Ok(listing) => Ok(listing.len()),
-            Err(error) => Err(error.clone()),
-        };
-        self.record_read(result);
-        let listing = listing.ok()?;
-        self.counters.invalid_objects.add(listing.invalid.len() as u64);
-        for invalid in &listing.invalid {
-            debug!(store = %self.url, object = %invalid.name, "passed over: {}", invalid.problem);
-        }
-        self.look_for_namesake(&listing, own);
-        let addresses = addresses(&listing, own);
-        (!addresses.is_empty()).then_some(addresses)
-    }
-
     /// Two balancers of one name would take turns in one object, and only one could be found at a time.
     fn look_for_namesake(&self, listing: &Listing, own: Option<&SeedObject>) {
         let Some(own) = own else { return };
-        let other = listing.objects.iter().find(|object| {
-            object.node == self.me
-                && object.epoch != own.epoch
-                && object.addresses != own.addresses
-                && object.age(SystemTime::now()) < 2 * self.pace.refresh
-        });
-        let mut trouble = self.trouble();
-        if let Some(other) = other.filter(|_| !trouble.namesake) {
+        let mut objects = listing.objects.iter().map(|stored| &stored.object);
+        if let Some(other) = objects.find(|object| object.node == self.me && object.epoch != own.epoch) {
+            self.tell_of_namesake(other);
+        }
+    }
+
+    fn tell_of_namesake(&self, other: &SeedObject) {
+        if !std::mem::replace(&mut self.trouble().namesake, true) {
             warn!(
                 store = %self.url, node = %self.me, addresses = ?other.addresses,
                 "another balancer uses this node's name, and both write one seed object; give each a name of its own"
             );
         }
-        trouble.namesake |= other.is_some();
+    }
+
+    /// Removes what balancers left behind that vanished long ago.
+    async fn prune(&self, listing: &Listing) {
+        let prune = self
+            .store
+            .prune(listing, |stored| stored.object.node != self.me && listing.lag(stored) > self.pace.forget_after);
+        let removed = tokio::select! {
+            removed = timeout(PRUNE_LIMIT, prune) => removed,
+            () = self.shutdown.cancelled() => return,
+        };
+        match removed {
+            Ok(Ok(nodes)) => {
+                for node in nodes {
+                    info!(store = %self.url, %node, "the seed object of a balancer that vanished was removed");
+                }
+            }
+            Ok(Err(error)) => debug!(store = %self.url, "old seed objects stay: {error}"),
+            Err(_) => debug!(store = %self.url, "old seed objects stay: no answer in time"),
+        }
     }
 
     /// Writes the object when it changes and again from time to time, until shutdown; then removes it.
     async fn keep_written(
         self: Arc<Self>,
         mut publish: watch::Receiver<Option<SeedObject>>,
-        first: Option<bool>,
+        first_write: CancellationToken,
         mut rng: fastrand::Rng,
     ) {
-        let mut held = publish.borrow().clone().filter(|_| first.is_some());
-        let mut failures = u32::from(first == Some(false));
+        let mut held = publish.borrow_and_update().clone();
+        let mut failures = 0;
+        if let Some(object) = &held {
+            failures = u32::from(!self.write(object).await);
+        }
+        first_write.cancel();
         loop {
             let pause = self.pace.after_write(failures, &mut rng);
             tokio::select! {
@@ -316,9 +353,12 @@ impl Keeper {
                 Err(_) => return false,
             },
         };
-        let is_written = result.is_ok();
-        self.record_write(result.err());
-        is_written
+        let is_done = result.is_ok();
+        if let Ok(Written::Over(other) | Written::Yielded(other)) = &result {
+            self.tell_of_namesake(other);
+        }
+        self.record_write(result);
+        is_done
     }
 
     async fn withdraw(&self, object: &SeedObject, deadline: Instant) {
@@ -329,11 +369,16 @@ impl Keeper {
         }
     }
 
-    fn record_read(&self, result: Result<usize, SeedError>) {
+    fn record_read(&self, listing: &Result<Listing, SeedError>) {
         let mut trouble = self.trouble();
-        match &result {
-            Ok(seeds) => {
+        match listing {
+            Ok(listing) => {
                 self.counters.reads.inc();
+                self.counters.invalid_objects.add(listing.invalid.len() as u64);
+                for invalid in &listing.invalid {
+                    debug!(store = %self.url, object = %invalid.name, "passed over: {}", invalid.problem);
+                }
+                let seeds = listing.len();
                 if trouble.reading.is_some() || !trouble.has_answered {
                     info!(store = %self.url, seeds, "seed store answers");
                 }
@@ -345,29 +390,30 @@ impl Keeper {
                 }
             }
         }
-        let seeds = result.as_ref().ok().copied();
+        let seeds = listing.as_ref().ok().map(Listing::len);
         trouble.has_answered |= seeds.is_some();
-        trouble.reading = result.err();
+        trouble.reading = listing.as_ref().err().cloned();
         self.tell(&trouble, seeds);
     }
 
-    fn record_write(&self, error: Option<SeedError>) {
+    fn record_write(&self, result: Result<Written, SeedError>) {
         let mut trouble = self.trouble();
-        match &error {
-            None => {
-                self.counters.writes.inc();
+        match &result {
+            Ok(written) => {
+                self.counters.writes.add(u64::from(!matches!(written, Written::Yielded(_))));
+                trouble.has_written = true;
                 if trouble.writing.is_some() {
                     info!(store = %self.url, "seed object written again");
                 }
             }
-            Some(error) => {
+            Err(error) => {
                 self.counters.write_failures.inc();
                 if trouble.is_news(error) {
                     warn!(store = %self.url, "cannot write this node's seed object: {error}");
                 }
             }
         }
-        trouble.writing = error;
+        trouble.writing = result.err();
         self.tell(&trouble, None);
     }
 
@@ -396,15 +442,27 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     }
 }
 
-/// The addresses in a listing, each once, in its order (freshest first), without this node's own.
-fn addresses(listing: &Listing, own: Option<&SeedObject>) -> Vec<SocketAddr> {
+/// The addresses in a listing, each once, without this node's own: the freshest objects' first, and of an object that
+/// has several the further ones behind all first ones. The gossip tries the first 16: the living are among the first
+/// [`FIRST`], for they write every minute; those behind take turns, in case that something is wrong with the order.
+fn addresses(listing: &Listing, own: Option<&SeedObject>, turn: usize) -> Vec<SocketAddr> {
+    let objects = listing.objects.iter().flat_map(|stored| stored.object.addresses.iter().enumerate());
+    let mut all: Vec<(usize, SocketAddr)> = objects.map(|(nth, address)| (nth, *address)).collect();
+    all.sort_by_key(|(nth, _)| *nth);
     let mut seen: HashSet<SocketAddr> = own.into_iter().flat_map(|own| own.addresses.iter().copied()).collect();
-    let all = listing.objects.iter().flat_map(|object| &object.addresses).chain(&listing.fixed);
-    all.copied().filter(|address| seen.insert(*address)).collect()
+    let all = all.into_iter().map(|(_, address)| address).chain(listing.fixed.iter().copied());
+    let mut all: Vec<SocketAddr> = all.filter(|address| seen.insert(*address)).collect();
+    if let Some((_, behind)) = all.split_at_mut_checked(FIRST)
+        && !behind.is_empty()
+    {
+        behind.rotate_left(turn.wrapping_mul(FIRST) % behind.len());
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Stored;
     use super::*;
 
     fn object(node: &str, addresses: &[&str], seconds_ago: u64) -> SeedObject {
@@ -444,18 +502,66 @@ mod tests {
         }
     }
 
+    fn listing(objects: Vec<SeedObject>) -> Listing {
+        let stored = |object: SeedObject| Stored { stored_at: object.written_at, object };
+        Listing { objects: objects.into_iter().map(stored).collect(), ..Listing::default() }
+    }
+
     #[test]
     fn own_addresses_and_repetitions_are_left_out_and_the_order_is_kept() {
         let own = object("lb-1", &["10.0.0.1:7377"], 0);
         let listing = Listing {
-            objects: vec![
-                object("lb-2", &["10.0.0.2:7377", "10.0.0.1:7377"], 1),
-                object("lb-3", &["10.0.0.2:7377", "10.0.0.3:7377"], 9),
-            ],
-            fixed: vec!["10.0.0.1:7377".parse().unwrap(), "10.0.0.4:7377".parse().unwrap()],
-            invalid: Vec::new(),
+            fixed: vec!["10.0.0.1:7377".parse().unwrap(), "10.0.0.5:7377".parse().unwrap()],
+            ..listing(vec![
+                object("lb-2", &["10.0.0.2:7377", "10.0.0.1:7377", "10.0.0.4:7377"], 1),
+                object("lb-3", &["10.0.0.3:7377", "10.0.0.2:7377"], 9),
+            ])
         };
-        let found: Vec<String> = addresses(&listing, Some(&own)).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["10.0.0.2:7377", "10.0.0.3:7377", "10.0.0.4:7377"]);
+        let found: Vec<String> = addresses(&listing, Some(&own), 0).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.0.0.2:7377", "10.0.0.3:7377", "10.0.0.4:7377", "10.0.0.5:7377"]);
+    }
+
+    #[test]
+    fn the_freshest_come_first_each_time_and_all_others_come_to_their_turn() {
+        /// What the gossip tries of a list.
+        const TRIED: usize = 16;
+        for count in [1, 7, 8, 9, 16, 17, 23, 24, 25, 100, 256] {
+            let many: Vec<SeedObject> = (0..count)
+                .map(|nth| object(&format!("lb-{nth}"), &[&format!("10.0.{}.{}:1", nth / 200, nth % 200 + 1)], nth))
+                .collect();
+            let listing = listing(many);
+            let all = addresses(&listing, None, 0);
+            let mut tried = HashSet::new();
+            for turn in (usize::MAX - 2)..=usize::MAX {
+                assert_eq!(addresses(&listing, None, turn).len(), all.len(), "none is lost at {turn}");
+            }
+            for turn in 0..all.len().div_ceil(FIRST) {
+                let found = addresses(&listing, None, turn);
+                assert_eq!(found[..all.len().min(FIRST)], all[..all.len().min(FIRST)]);
+                tried.extend(found.into_iter().take(TRIED));
+            }
+            assert_eq!(tried.len(), all.len(), "of {count}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_object_do_not_push_out_others() {
+        let greedy: Vec<String> = (1..=16).map(|last| format!("10.9.9.{last}:1")).collect();
+        let greedy: Vec<&str> = greedy.iter().map(String::as_str).collect();
+        let listing = listing(vec![object("lb-1", &greedy, 0), object("lb-2", &["10.0.0.2:1"], 500)]);
+        assert_eq!(addresses(&listing, None, 0)[1], "10.0.0.2:1".parse().unwrap());
+    }
+
+    #[test]
+    fn only_what_is_old_by_every_clock_is_old() {
+        let mut listing = listing(vec![object("a", &["10.0.0.1:1"], 0), object("b", &["10.0.0.2:1"], 500)]);
+        assert!((499..=500).contains(&listing.lag(&listing.objects[1]).as_secs()));
+        assert_eq!(listing.lag(&listing.objects[0]), Duration::ZERO);
+        // A writer whose clock is behind, and one whose clock is ahead of all others.
+        listing.objects[1].stored_at = listing.objects[0].stored_at;
+        assert_eq!(listing.lag(&listing.objects[1]), Duration::ZERO);
+        listing.objects.push(Stored { stored_at: SystemTime::now(), ..listing.objects[1].clone() });
+        listing.objects[2].object.written_at = SystemTime::now() + Duration::from_secs(1_000_000);
+        assert!(listing.lag(&listing.objects[0]) < Duration::from_secs(5));
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use super::{End, inspect, print};
 use crate::cli;
-use crate::seed::{SeedStore, SeedUrl, Survey, survey};
+use crate::name::NodeName;
+use crate::seed::{OBJECTS_MAX, PRUNED_MAX, SeedError, SeedStore, SeedUrl, Stored, Survey, survey};
 
 /// A balancer writes its object every minute: one that is ten times as old is dead.
 const DEAD_AFTER: Duration = Duration::from_secs(600);
@@ -36,14 +37,24 @@ async fn prune(url: &SeedUrl, cluster: &crate::name::ClusterName, now: SystemTim
     if !store.keeps_objects() {
         return String::new();
     }
-    match store.prune(DEAD_AFTER, now).await {
-        Ok(removed) if removed.is_empty() => format!("{url}: nothing is dead\n"),
-        Ok(removed) => removed.iter().map(|node| format!("{url}: removed {node}\n")).collect(),
-        Err(error) => {
-            *failed = true;
-            format!("{url}: not pruned: {error}\n")
+    let mut text = String::new();
+    // In passes; whatever goes wrong, not for ever.
+    for _ in 0..OBJECTS_MAX.div_ceil(PRUNED_MAX) {
+        match prune_once(&store, now).await {
+            Ok(removed) if removed.is_empty() => break,
+            Ok(removed) => text.extend(removed.iter().map(|node| format!("{url}: removed {node}\n"))),
+            Err(error) => {
+                *failed = true;
+                return text + &format!("{url}: not pruned: {error}\n");
+            }
         }
     }
+    if text.is_empty() { format!("{url}: nothing is dead\n") } else { text }
+}
+
+async fn prune_once(store: &SeedStore, now: SystemTime) -> Result<Vec<NodeName>, SeedError> {
+    let listing = store.list().await?;
+    store.prune(&listing, |stored| stored.object.age(now) > DEAD_AFTER).await
 }
 
 fn describe(survey: &Survey, now: SystemTime) -> String {
@@ -56,7 +67,7 @@ fn describe(survey: &Survey, now: SystemTime) -> String {
         return format!("{url}: empty\n");
     }
     let mut text = format!("{url}:\n");
-    for object in &listing.objects {
+    for Stored { object, .. } in &listing.objects {
         let addresses: Vec<String> = object.addresses.iter().map(ToString::to_string).collect();
         let age = object.age(now);
         let dead = if age > DEAD_AFTER { "  dead? `scrimp seeds --prune` removes it" } else { "" };
