@@ -25,8 +25,8 @@ use crate::member::{Role, Roster};
 use crate::name::NodeName;
 use crate::pool::Pools;
 use crate::report::{
-    GenerateCounters, GenerateReport, GossipCounters, JoinReport, ListenReport, LocalAppReport, ProxyCounters,
-    SeedCounters, SeedReport,
+    GenerateCounters, GenerateReport, GossipCounters, JoinReport, KeyReport, ListenReport, LocalAppReport,
+    ProxyCounters, SeedCounters, SeedReport,
 };
 
 pub use address::{AdminAddr, AdminAddrError};
@@ -70,6 +70,8 @@ pub struct Sources {
     pub pools: Option<watch::Receiver<Arc<Pools>>>,
     /// Whether this node is with others.
     pub join: watch::Receiver<Arc<JoinReport>>,
+    /// Which cluster keys this node and the others have.
+    pub keys: watch::Receiver<Arc<KeyReport>>,
     /// How the seed stores do.
     pub seeds: watch::Receiver<Arc<SeedReport>>,
     /// The listen ports of the proxy, if this node is one.

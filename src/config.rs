@@ -29,7 +29,8 @@ use crate::member::Role;
 pub use admin::{ADMIN_SOCKET, AdminConfig};
 pub use app::{AppConfig, HEALTH_INTERVAL, Health};
 pub use cluster::{ClusterConfig, Seed};
-pub use key::{KEYS_MAX, keygen};
+pub use key::keygen;
+
 pub use lb::{LbConfig, Mode};
 pub use log::LogConfig;
 pub use mistake::{Mistake, Mistakes, Place};
@@ -198,7 +199,6 @@ pub fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("node.state-dir", old.node.state_dir != new.node.state_dir),
         ("cluster.name", old.cluster.name != new.cluster.name),
         ("cluster.seeds", old.cluster.seed_urls().ne(new.cluster.seed_urls())),
-        ("cluster.key", old.cluster.keys != new.cluster.keys),
         ("admin.listen", old.admin.listen != new.admin.listen),
         ("lb.mode", old.lb.mode != new.lb.mode),
         ("lb.bind", old.lb.proxy.bind != new.lb.proxy.bind),

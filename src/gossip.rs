@@ -14,6 +14,7 @@ mod core;
 mod driver;
 mod identity;
 mod message;
+mod peers;
 mod record;
 mod replay;
 mod seal;
@@ -29,12 +30,14 @@ use anyhow::Context as _;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use seal::ClusterKey;
+#[cfg(feature = "testing")]
+pub use seal::sealing;
+pub use seal::{ClusterKey, KEYS_MAX};
 
 use crate::app::Offer;
 use crate::member::{NodeId, Role, Roster};
 use crate::name::{ClusterName, NodeName};
-use crate::report::{GossipCounters, JoinReport};
+use crate::report::{GossipCounters, JoinReport, KeyReport};
 
 /// Settings of the gossip (`[cluster]`, and of `[node]` what concerns it).
 #[derive(Debug, Clone)]
@@ -69,8 +72,11 @@ pub struct Gossip {
     pub roster: watch::Receiver<Arc<Roster>>,
     /// Whether this node is alone, and why.
     pub join: watch::Receiver<Arc<JoinReport>>,
+    /// Which cluster keys this node and the others have.
+    pub keys: watch::Receiver<Arc<KeyReport>>,
     /// What was counted.
     pub counters: Arc<GossipCounters>,
+    has_keys: bool,
     commands: mpsc::Sender<Command>,
 }
 
@@ -80,6 +86,7 @@ enum Command {
     Seeds(Vec<SocketAddr>),
     Offer(Offer),
     Advertise(SocketAddr),
+    Rekey(Vec<ClusterKey>, oneshot::Sender<()>),
     Heard(oneshot::Sender<()>),
     Leave(oneshot::Sender<()>),
 }
@@ -98,6 +105,11 @@ impl Bound {
             "there is no cluster key, and {} is not a loopback address: make a key with `scrimp keygen` and give it \
              to every node (cluster.key), or bind to 127.0.0.1",
             config.bind
+        );
+        anyhow::ensure!(
+            config.keys.len() <= KEYS_MAX,
+            "{} cluster keys, but at most {KEYS_MAX} are tried",
+            config.keys.len()
         );
         let is_any_port = config.bind.port() == 0;
         // A port that is free for UDP may be taken for TCP; the system's next choice hardly is too.
@@ -128,13 +140,15 @@ impl Bound {
         self.check_advertise(advertise)?;
         let id = NodeId(rand::random());
         let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
-        let (outputs, roster, join) = driver::Outputs::new(&self.config.cluster, id, Arc::clone(&counters));
+        let (outputs, published) = driver::Outputs::new(&self.config.cluster, id, Arc::clone(&counters));
+        let has_keys = !self.config.keys.is_empty();
         let driver = driver::Driver { bound: self, id, advertise, commands: commands_rx, outputs };
         std::thread::Builder::new()
             .name("gossip".to_owned())
             .spawn(move || driver.run())
             .context("cannot start the gossip thread")?;
-        Ok(Gossip { id, roster, join, counters, commands })
+        let driver::Published { roster, join, keys } = published;
+        Ok(Gossip { id, roster, join, keys, counters, has_keys, commands })
     }
 
     fn check_advertise(&self, advertise: SocketAddr) -> anyhow::Result<()> {
@@ -161,6 +175,26 @@ impl Gossip {
     /// Tells what this node offers from now on. The caller has checked it ([`Offer::check`]).
     pub async fn offer(&self, offer: Offer) {
         self.command(Command::Offer(offer)).await;
+    }
+
+    /// Seals and opens with these keys from now on, the first preferred; returns when it is so. Nothing that is
+    /// under way is lost, and members that share a key with this node go on hearing it.
+    ///
+    /// # Errors
+    /// When there are too many, or none and there were some, or the other way round: a cluster does not become
+    /// open, or closed, while it runs. The old ones stay.
+    pub async fn rekey(&self, keys: Vec<ClusterKey>) -> anyhow::Result<()> {
+        anyhow::ensure!(keys.len() <= KEYS_MAX, "{} cluster keys, but at most {KEYS_MAX} are tried", keys.len());
+        match (self.has_keys, keys.is_empty()) {
+            (true, true) => anyhow::bail!("a node that runs with a cluster key goes on with one until it is restarted"),
+            (false, false) => anyhow::bail!("a node that runs without a cluster key takes one when it is restarted"),
+            (false, true) => return Ok(()),
+            (true, false) => {}
+        }
+        let (said, heard) = oneshot::channel();
+        self.command(Command::Rekey(keys, said)).await;
+        let _ = heard.await;
+        Ok(())
     }
 
     /// Waits until everybody has what was offered last, or could not be reached; whether that was so within `limit`.

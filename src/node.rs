@@ -180,6 +180,7 @@ impl Node {
             roster: self.gossip.roster.clone(),
             pools: None,
             join: self.gossip.join.clone(),
+            keys: self.gossip.keys.clone(),
             seeds: self.seeds.clone(),
             listeners: None,
             generate: None,
@@ -216,6 +217,22 @@ impl Node {
         }
     }
 
+    /// Takes the cluster keys of a configuration that was read again; with a word on them if they are others.
+    async fn rekey(&mut self, new: &Config) -> Result<String, String> {
+        let keys = &new.cluster.keys;
+        if *keys == self.config.cluster.keys {
+            return Ok(String::new());
+        }
+        self.gossip.rekey(keys.clone()).await.map_err(|error| format!("cluster.key: {error}"))?;
+        self.config.cluster.keys.clone_from(keys);
+        let ids: Vec<String> = keys.iter().map(|key| key.id().to_string()).collect();
+        Ok(match ids.as_slice() {
+            [only] => format!("; cluster key {only} is in use"),
+            [first, others @ ..] => format!("; cluster key {first} is in use, accepted too: {}", others.join(", ")),
+            [] => String::new(),
+        })
+    }
+
     /// Begins to end: not ready any more, its seed withdrawn. A second signal ends the process at once.
     fn begin_to_end(&mut self) {
         self.lifecycle.send_replace(Lifecycle::Draining);
@@ -245,6 +262,11 @@ impl Node {
 
 const NOT_RELOADED: &str = "the configuration was not taken over, everything stays as it was";
 
+const NO_KEY_LEFT: &str = "cluster.key: this node runs with a key and would have none: put the key file back, or restart \
+                           the node to run without";
+const FIRST_KEY: &str = "cluster.key: this node runs without a key: restart it, and all others of the cluster, to begin \
+                         with one";
+
 /// Answers one wish to reload: to whom it came from, and in the log.
 fn answer_reload(answer: Option<ReloadAnswer>, outcome: Result<String, String>) {
     match &outcome {
@@ -258,6 +280,11 @@ fn answer_reload(answer: Option<ReloadAnswer>, outcome: Result<String, String>) 
 /// Reads the configuration again; with a word on what only a restart applies.
 fn reread(old: &Config, reread: &Reread) -> Result<(Config, String), String> {
     let new = reread().map_err(|mistakes| mistakes.to_string())?;
+    match (old.cluster.keys.is_empty(), new.cluster.keys.is_empty()) {
+        (false, true) => return Err(NO_KEY_LEFT.to_owned()),
+        (true, false) => return Err(FIRST_KEY.to_owned()),
+        _ => {}
+    }
     let waiting = config::restart_needed(old, &new);
     let note = match waiting.as_slice() {
         [] => String::new(),

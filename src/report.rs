@@ -2,11 +2,14 @@
 //!
 //! A leaf, so that `admin` can show every room without knowing any of them.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::app::{App, AppState, Transport};
+use crate::member::NodeId;
 use crate::name::Port;
 
 /// A number that only grows.
@@ -42,7 +45,9 @@ pub struct GossipCounters {
     pub bytes_sent: Counter,
     /// Dropped: too short, too long, or not an envelope of a known version.
     pub dropped_malformed: Counter,
-    /// Dropped: sealed with a key that is not ours (or for another cluster), or damaged.
+    /// Dropped: the key that it names is none of ours.
+    pub dropped_unknown_key: Counter,
+    /// Dropped: not sealed with the key that it names, or for another cluster, or damaged.
     pub dropped_unauthenticated: Counter,
     /// Dropped: seen before, or older than the window.
     pub dropped_replayed: Counter,
@@ -56,6 +61,8 @@ pub struct GossipCounters {
     pub offers_pulled: Counter,
     /// Such fetches that failed; they are tried again.
     pub offer_pulls_failed: Counter,
+    /// Connections over TCP that were closed unanswered: they asked nothing in time, or nothing that is ours.
+    pub questions_refused: Counter,
 }
 
 /// What `seed` counts.
@@ -159,6 +166,34 @@ pub struct JoinReport {
     pub alone: bool,
     /// While alone: what became of the seeds that were tried.
     pub contacts: Vec<ContactReport>,
+}
+
+/// What a cluster key is called where it must not be shown: the beginning of what is derived from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub [u8; 4]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", u32::from_be_bytes(self.0))
+    }
+}
+
+/// Which cluster keys this node has, and the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyReport {
+    /// This node's, the preferred first; none: it runs without a key.
+    pub own: Vec<KeyId>,
+    /// What the others said with their last datagrams, for members that said something.
+    pub members: BTreeMap<NodeId, MemberKeys>,
+}
+
+/// The cluster keys of another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberKeys {
+    /// What it sealed with for this node.
+    pub sealed_with: KeyId,
+    /// What it opens, the preferred first.
+    pub opens: Vec<KeyId>,
 }
 
 /// One listen port of the proxy.

@@ -104,6 +104,7 @@ fn balancer() -> (Sources, World) {
         roster,
         pools: Some(pools),
         join,
+        keys: watch::channel(Arc::default()).1,
         seeds,
         listeners: Some(listeners),
         generate: Some(generate),

@@ -63,6 +63,7 @@ const PURE: &[&str] = &[
     "gossip/core/publish.rs",
     "gossip/identity.rs",
     "gossip/message.rs",
+    "gossip/peers.rs",
     "gossip/record.rs",
     "gossip/replay.rs",
     "gossip/seal.rs",

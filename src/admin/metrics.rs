@@ -1,8 +1,8 @@
 //! `GET /metrics`: what the node counts, for Prometheus.
 //!
 //! The numbers live with the rooms that count them; a scrape reads them into [`Family`]s, and
-//! `prometheus-client` writes those. Every label is bounded: a word of a closed list, a configured seed store, or
-//! an application among the first thousand ([`super::tally`]).
+//! `prometheus-client` writes those. Every label is bounded: a word of a closed list, a configured seed store or
+//! cluster key, or an application among the first thousand ([`super::tally`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use super::show;
 use super::tally::Tally;
-use super::view::AppsView;
+use super::view::{AppsView, KeyView};
 use super::{Lifecycle, Sources};
 use crate::app::AppState;
 use crate::member::{MemberState, Role};
@@ -167,6 +167,7 @@ fn families(sources: &Sources, tally: &mut Tally) -> Vec<Family> {
     let mut all = node(sources);
     all.extend(process());
     all.push(members(sources));
+    all.push(keys(sources));
     all.extend(gossip(&sources.gossip_counters));
     all.extend(seeds(sources, &sources.seed_counters));
     if sources.pools.is_some() {
@@ -221,10 +222,21 @@ fn members(sources: &Sources) -> Family {
     gauges("scrimp_cluster_members", "Members of the cluster as this node sees them, itself included", samples)
 }
 
+fn keys(sources: &Sources) -> Family {
+    let keys = show::keys(sources);
+    let sample = |key: KeyView| (vec![("key", key.id)], count(key.used_by.len()));
+    gauges(
+        "scrimp_cluster_key_users",
+        "Other members that seal with a cluster key of this node",
+        keys.into_iter().map(sample),
+    )
+}
+
 fn gossip(of: &GossipCounters) -> Vec<Family> {
     let datagrams = [("received", &of.datagrams_received), ("sent", &of.datagrams_sent)];
     let dropped = [
         ("malformed", &of.dropped_malformed),
+        ("unknown-key", &of.dropped_unknown_key),
         ("unauthenticated", &of.dropped_unauthenticated),
         ("replayed", &of.dropped_replayed),
         ("invalid", &of.dropped_invalid),
@@ -235,6 +247,7 @@ fn gossip(of: &GossipCounters) -> Vec<Family> {
         counters("scrimp_gossip_datagrams", "Gossip datagrams", "direction", datagrams),
         counter("scrimp_gossip_sent_bytes", "Bytes of gossip datagrams sent, without headers", &of.bytes_sent),
         counters("scrimp_gossip_dropped", "Gossip datagrams dropped", "reason", dropped),
+        counter("scrimp_gossip_questions_refused", "Connections over TCP closed unanswered", &of.questions_refused),
         counter("scrimp_gossip_offers_pulled", "Offers fetched over TCP", &of.offers_pulled),
         counter("scrimp_gossip_offer_pull_failures", "Such fetches that failed", &of.offer_pulls_failed),
     ]

@@ -167,8 +167,8 @@ async fn status(State(shared): Node) -> Response {
 }
 
 async fn members(State(shared): Node) -> Response {
-    let roster = shared.sources.roster.borrow().clone();
-    Json(show::members(&roster)).into_response()
+    let (roster, keys) = (shared.sources.roster.borrow().clone(), shared.sources.keys.borrow().clone());
+    Json(show::members(&roster, &keys)).into_response()
 }
 
 async fn apps(State(shared): Node) -> Response {

@@ -7,15 +7,15 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::view::{
-    AloneView, AppView, AppsView, BackendView, ContactView, EmptyRouteView, GenerateView, ListenerView, LocalAppView,
-    MemberCountsView, MemberView, MembersView, NodeView, RefusedView, SeedStoreView, StatusView,
+    AloneView, AppView, AppsView, BackendView, ContactView, EmptyRouteView, GenerateView, KeyView, ListenerView,
+    LocalAppView, MemberCountsView, MemberView, MembersView, NodeView, RefusedView, SeedStoreView, StatusView,
 };
 use super::{Lifecycle, Sources};
 use crate::app::{App, AppState, Transport};
 use crate::member::{Member, MemberState, NodeId, Role, Roster};
 use crate::name::{AppName, NodeName};
 use crate::pool::{Pools, Refused};
-use crate::report::{GenerateReport, JoinReport, ListenReport, LocalAppReport, StoreReport};
+use crate::report::{GenerateReport, JoinReport, KeyReport, ListenReport, LocalAppReport, StoreReport};
 
 /// The most refused offers that a status lists.
 const REFUSED_MAX: usize = 1000;
@@ -45,6 +45,7 @@ pub(super) fn status(sources: &Sources, now: SystemTime) -> StatusView {
         state: sources.lifecycle.borrow().as_str().to_owned(),
         alone: alone(&sources.join.borrow()),
         members: member_counts(&roster),
+        keys: keys(sources),
         seeds: sources.seeds.borrow().stores.iter().map(store).collect(),
         listeners: sources.listeners.as_ref().map(|ports| ports.borrow().iter().map(listener).collect()),
         generate: sources.generate.as_ref().map(|report| generate(&report.borrow())),
@@ -60,8 +61,9 @@ pub(super) fn status(sources: &Sources, now: SystemTime) -> StatusView {
 }
 
 /// `GET /v1/members`.
-pub(super) fn members(roster: &Roster) -> MembersView {
-    MembersView { cluster: roster.cluster.to_string(), members: roster.members.iter().map(member).collect() }
+pub(super) fn members(roster: &Roster, keys: &KeyReport) -> MembersView {
+    let members = roster.members.iter().map(|one| MemberView { key: key_of(one, roster, keys), ..member(one) });
+    MembersView { cluster: roster.cluster.to_string(), members: members.collect() }
 }
 
 /// `GET /v1/apps`: one entry for each distinct (name, protocol, listen port, domains, path).
@@ -179,6 +181,37 @@ fn member_counts(roster: &Roster) -> MemberCountsView {
     counts
 }
 
+/// This node's cluster keys, and what the members that are there do with them.
+pub(super) fn keys(sources: &Sources) -> Vec<KeyView> {
+    let (roster, report) = (sources.roster.borrow().clone(), sources.keys.borrow().clone());
+    let mut views: Vec<KeyView> =
+        report.own.iter().map(|id| KeyView { id: id.to_string(), ..KeyView::default() }).collect();
+    for member in roster.members.iter().filter(|member| member.id != roster.me && member.state.is_active()) {
+        let told = report.members.get(&member.id);
+        for (view, id) in views.iter_mut().zip(&report.own) {
+            let Some(told) = told else {
+                view.unheard.push(member_name(member));
+                continue;
+            };
+            let opens_another = || report.own.iter().any(|other| other != id && told.opens.contains(other));
+            let opens = told.opens.contains(id);
+            if told.sealed_with == *id || opens && !opens_another() {
+                view.used_by.push(member_name(member));
+            }
+            if !opens {
+                view.missing_at.push(member_name(member));
+            }
+        }
+    }
+    views
+}
+
+fn key_of(member: &Member, roster: &Roster, report: &KeyReport) -> Option<String> {
+    let own = report.own.first().filter(|_| member.id == roster.me);
+    let told = report.members.get(&member.id).filter(|_| !report.own.is_empty());
+    own.or_else(|| told.map(|told| &told.sealed_with)).map(ToString::to_string)
+}
+
 fn store(report: &StoreReport) -> SeedStoreView {
     SeedStoreView {
         url: report.url.clone(),
@@ -241,6 +274,7 @@ fn member(member: &Member) -> MemberView {
         address: member.address.to_string(),
         state: member.state.as_str().to_owned(),
         since: member.since.into(),
+        key: None,
         apps: member.offer.iter().flat_map(|offer| &offer.apps).map(|(app, _)| app.name.to_string()).collect(),
     }
 }
@@ -378,6 +412,7 @@ mod tests {
             state: "ready".into(),
             alone: AloneView { alone: false, contacts: Vec::new() },
             members: MemberCountsView { balancers: 1, backends: 1, ..MemberCountsView::default() },
+            keys: Vec::new(),
             seeds: vec![SeedStoreView { url: "file:///s".into(), ok: true, last_ok: None, error: None, seeds: 1 }],
             listeners: None,
             generate: None,

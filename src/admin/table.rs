@@ -3,10 +3,11 @@
 //! What does not fit is shortened with its number (`+3 more`) or wrapped, never cut off. Words that came from
 //! elsewhere are cleaned of characters that would steer a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use super::view::{AppView, AppsView, MembersView, SeedStoreView, StatusView, Time};
+use super::view::{AppView, AppsView, KeyView, MembersView, SeedStoreView, StatusView, Time};
 
 /// Where lines are broken and lists shortened.
 const WIDTH: usize = 100;
@@ -22,6 +23,9 @@ pub fn status(view: &StatusView, now: SystemTime) -> String {
     facts.row(["id", &node.id]);
     facts.row(["version", &format!("{}, up for {}", view.version, span(view.uptime_seconds))]);
     facts.row(["members", &members_line(view)]);
+    for (at, key) in view.keys.iter().enumerate() {
+        facts.row([if at == 0 { "keys" } else { "" }, &key_line(key, at == 0, view.keys.len())]);
+    }
     if view.seeds.is_empty() {
         facts.row(["seeds", "no store"]);
     }
@@ -72,7 +76,42 @@ pub fn members(view: &MembersView, now: SystemTime) -> String {
         row[5] = shorten(&member.apps, room, "-");
     }
     let text = if view.members.is_empty() { "no members\n".to_owned() } else { table.to_text(&[]) };
-    clean(&text)
+    clean(&(text + &keys_in_use(view)))
+}
+
+/// While more than one cluster key is in use: who seals with which.
+fn keys_in_use(view: &MembersView) -> String {
+    let mut users: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for member in &view.members {
+        if let Some(key) = &member.key {
+            users.entry(key).or_default().push(member.name.clone().unwrap_or_else(|| member.id.clone()));
+        }
+    }
+    if users.len() < 2 {
+        return String::new();
+    }
+    let line = |(key, names): (&str, Vec<String>)| format!("key {key}: {}\n", shorten(&names, WIDTH - 14, "-"));
+    users.into_iter().map(line).collect()
+}
+
+fn key_line(key: &KeyView, is_first: bool, count: usize) -> String {
+    let room = WIDTH - 60;
+    let names = |names: &[String]| format!("{}: {}", names.len(), shorten(names, room, "-"));
+    let mut line = match (is_first, key.missing_at.as_slice()) {
+        (true, []) => format!("{} is in use", key.id),
+        (true, some) => format!("{} is in use, missing at {}", key.id, names(some)),
+        (false, []) if key.used_by.is_empty() => {
+            format!("{} is accepted, everybody has it, nobody needs it: it may go, or be put first", key.id)
+        }
+        (false, some) if key.used_by.is_empty() => {
+            format!("{} is accepted, nobody needs it, missing at {}", key.id, names(some))
+        }
+        (false, _) => format!("{} is accepted, needed by {}", key.id, names(&key.used_by)),
+    };
+    if count > 1 && !key.unheard.is_empty() {
+        let _ = write!(line, "; not heard yet {}", names(&key.unheard));
+    }
+    line
 }
 
 /// `scrimp apps`.
@@ -298,6 +337,7 @@ mod tests {
             address: "10.0.0.2:7377".into(),
             state: "alive".into(),
             since: (now() - Duration::from_secs(7500)).into(),
+            key: None,
             apps: (0..apps).map(|i| format!("app-{i}")).collect(),
         }
     }

@@ -24,6 +24,9 @@ pub struct StatusView {
     pub alone: AloneView,
     /// How many members there are.
     pub members: MemberCountsView,
+    /// The cluster keys of this node, the preferred first; none if it runs without one.
+    #[serde(default)]
+    pub keys: Vec<KeyView>,
     /// The seed stores.
     pub seeds: Vec<SeedStoreView>,
     /// The listen ports; none if this node is no proxy.
@@ -96,6 +99,19 @@ pub struct MemberCountsView {
     pub down: usize,
     /// Members that left within the last hour.
     pub left: usize,
+}
+
+/// One cluster key. Members are the others that are there, by name, or id if the name is not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyView {
+    /// What it is called; nothing of the key can be told from it.
+    pub id: String,
+    /// Members that seal with it for this node, or open no other of its keys.
+    pub used_by: Vec<String>,
+    /// Members that do not open it.
+    pub missing_at: Vec<String>,
+    /// Members that have said nothing yet, so that neither is known of them.
+    pub unheard: Vec<String>,
 }
 
 /// One seed store.
@@ -196,6 +212,9 @@ pub struct MemberView {
     pub state: String,
     /// Since when.
     pub since: Time,
+    /// The cluster key that it seals with for this node; none if that is not known.
+    #[serde(default)]
+    pub key: Option<String>,
     /// The names of its applications, sorted.
     pub apps: Vec<String>,
 }

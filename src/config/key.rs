@@ -5,12 +5,9 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::gossip::ClusterKey;
+use crate::gossip::{ClusterKey, KEYS_MAX};
 
 use super::source;
-
-/// The most keys that are tried on a datagram: one in use, one to come, one to go, one to spare.
-pub const KEYS_MAX: usize = 4;
 
 /// A file of four keys with some comments is far shorter.
 const FILE_BYTES_MAX: u64 = 16 * 1024;

@@ -77,6 +77,8 @@ pub(crate) enum Input<'a> {
     Pulled { node: NodeId, digest: AppsDigest, result: Result<Vec<App>, String> },
     /// A silent seed was asked over TCP.
     Contacted { addr: SocketAddr, outcome: String },
+    /// This node has other keys: everybody is to hear from it.
+    Rekeyed,
     /// This node is to say goodbye.
     Leave,
     /// The deadline has come.
@@ -302,6 +304,7 @@ impl Core {
             Input::Advertise(addr) => self.advertise(now, addr),
             Input::Pulled { node, digest, result } => self.pulled(now, node, digest, result),
             Input::Contacted { addr, outcome } => self.contacted(now, addr, outcome),
+            Input::Rekeyed => self.record_changed(now),
             Input::Leave => self.leave(now),
             Input::Wake => self.fire_due(now),
         }

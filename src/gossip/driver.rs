@@ -1,7 +1,7 @@
 //! Owns the sockets: chooses one input, lets `core` decide, does what it says. Decides nothing itself.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::net::UdpSocket;
@@ -10,14 +10,16 @@ use tracing::{debug, warn};
 
 use super::core::{Core, Dropped, Effect, Input, Settings};
 use super::identity::Identity;
-use super::seal::{Channel, Keyring, Opener, Refusal, Sealer};
-use super::stream::{self, Served};
+use super::message;
+use super::peers::Peers;
+use super::seal::{Channel, ClusterKey, KeySet, Keyring, Opened, Opener, Refusal, Sealer};
+use super::stream::{self, Keys, Served};
 use super::{Bound, Command};
 use crate::app::App;
 use crate::log::Limiter;
 use crate::member::{NodeId, Roster};
 use crate::name::ClusterName;
-use crate::report::{GossipCounters, JoinReport};
+use crate::report::{GossipCounters, JoinReport, KeyId, KeyReport};
 
 /// Datagrams taken in before timers get their turn: answers that are here already must be heard before somebody
 /// is called silent.
@@ -36,19 +38,25 @@ const RESULTS_MAX: usize = 64;
 pub(super) struct Outputs {
     roster: watch::Sender<Arc<Roster>>,
     join: watch::Sender<Arc<JoinReport>>,
+    keys: watch::Sender<Arc<KeyReport>>,
     counters: Arc<GossipCounters>,
 }
 
+/// The other ends of [`Outputs`].
+pub(super) struct Published {
+    pub(super) roster: watch::Receiver<Arc<Roster>>,
+    pub(super) join: watch::Receiver<Arc<JoinReport>>,
+    pub(super) keys: watch::Receiver<Arc<KeyReport>>,
+}
+
 impl Outputs {
-    pub(super) fn new(
-        cluster: &ClusterName,
-        me: NodeId,
-        counters: Arc<GossipCounters>,
-    ) -> (Self, watch::Receiver<Arc<Roster>>, watch::Receiver<Arc<JoinReport>>) {
+    pub(super) fn new(cluster: &ClusterName, me: NodeId, counters: Arc<GossipCounters>) -> (Self, Published) {
         let empty = Roster { cluster: cluster.clone(), me, members: Vec::new() };
         let (roster, roster_rx) = watch::channel(Arc::new(empty));
         let (join, join_rx) = watch::channel(Arc::new(JoinReport { alone: true, contacts: Vec::new() }));
-        (Self { roster, join, counters }, roster_rx, join_rx)
+        let (keys, keys_rx) = watch::channel(Arc::default());
+        let published = Published { roster: roster_rx, join: join_rx, keys: keys_rx };
+        (Self { roster, join, keys, counters }, published)
     }
 }
 
@@ -99,10 +107,14 @@ impl Driver {
         let tcp = tokio::net::TcpListener::from_std(self.bound.tcp)?;
         let config = self.bound.config;
         let keyring = Arc::new(Keyring::new(config.cluster.clone(), &config.keys));
-        let sealer = Arc::new(Sealer::new(Arc::clone(&keyring)));
+        let opener = Opener::new(Channel::Datagram, &keyring);
+        let questions = Arc::new(Mutex::new(Opener::new(Channel::Stream, &keyring)));
+        let sealer = Arc::new(Sealer::new(&keyring));
+        let (keys, keys_rx) = watch::channel(Keys { keyring, sealer });
         let (results_tx, results) = mpsc::channel(RESULTS_MAX);
         let (served, served_rx) = watch::channel(Served::default());
-        tokio::spawn(stream::serve(tcp, Arc::clone(&keyring), Arc::clone(&sealer), served_rx));
+        let counters = Arc::clone(&self.outputs.counters);
+        tokio::spawn(stream::serve(tcp, keys_rx, Arc::clone(&questions), served_rx, counters));
         let wall = SystemTime::now();
         let epoch = wall.duration_since(UNIX_EPOCH).map_or(1, |since| u64::try_from(since.as_millis()).unwrap_or(1));
         let identity = Identity::new(self.advertise, epoch, self.id);
@@ -111,9 +123,12 @@ impl Driver {
             is_ipv6: udp.local_addr()?.is_ipv6(),
             udp,
             core: Core::new(settings, Instant::now(), wall, rand::random()),
-            opener: Opener::new(Arc::clone(&keyring)),
-            keyring,
-            sealer,
+            me: self.id,
+            has_keys: !config.keys.is_empty(),
+            opener,
+            questions,
+            keys,
+            peers: Peers::default(),
             served,
             commands: self.commands,
             results,
@@ -134,9 +149,14 @@ struct Loop {
     udp: UdpSocket,
     is_ipv6: bool,
     core: Core,
-    keyring: Arc<Keyring>,
+    me: NodeId,
+    /// Without a key one that everybody knows is used, and not spoken of.
+    has_keys: bool,
     opener: Opener,
-    sealer: Arc<Sealer>,
+    /// Opens what is asked over TCP.
+    questions: Arc<Mutex<Opener>>,
+    keys: watch::Sender<Keys>,
+    peers: Peers,
     served: watch::Sender<Served>,
     commands: mpsc::Receiver<Command>,
     results: mpsc::Receiver<Event>,
@@ -150,6 +170,7 @@ struct Loop {
 
 impl Loop {
     async fn run(mut self) {
+        self.publish_keys();
         self.act();
         while !self.has_left {
             let event = self.choose().await;
@@ -159,6 +180,10 @@ impl Loop {
                 Event::Command(Command::Seeds(found)) => self.decide(Input::Seeds(found)),
                 Event::Command(Command::Offer(offer)) => self.decide(Input::Offer(offer)),
                 Event::Command(Command::Advertise(addr)) => self.decide(Input::Advertise(addr)),
+                Event::Command(Command::Rekey(keys, said)) => {
+                    self.rekey(&keys);
+                    let _ = said.send(());
+                }
                 Event::Command(Command::Heard(said)) => self.tell_when_heard(said),
                 Event::Command(Command::Leave(said)) => {
                     self.leaver = Some(said);
@@ -222,7 +247,11 @@ impl Loop {
                 Effect::Pull { from, node, digest } => self.pull(from, node, digest),
                 Effect::Contact(addr) => self.contact(addr),
                 Effect::Serve { digest, apps } => drop(self.served.send_replace(Served { digest, apps })),
-                Effect::Roster(roster) => drop(self.outputs.roster.send_replace(roster)),
+                Effect::Roster(roster) => {
+                    self.peers.keep_members(&roster);
+                    drop(self.outputs.roster.send_replace(roster));
+                    self.publish_keys();
+                }
                 Effect::Join(join) => drop(self.outputs.join.send_replace(join)),
                 Effect::Heard => self.tell_waiters(),
                 Effect::Left => self.has_left = true,
@@ -274,24 +303,83 @@ impl Loop {
             counters.dropped_malformed.inc();
             return;
         }
+        let named = envelope.get(1).copied().unwrap_or_default();
         match self.opener.open(envelope) {
-            Ok(message) => self.decide(Input::Message(message)),
+            Ok(opened) => {
+                // Before it is answered, so that the answer is sealed with a key that its sender has.
+                self.note_keys(&opened);
+                self.decide(Input::Message(opened.message));
+            }
             Err(Refusal::Malformed) => counters.dropped_malformed.inc(),
             Err(Refusal::Replayed) => counters.dropped_replayed.inc(),
+            Err(Refusal::UnknownKey) => {
+                counters.dropped_unknown_key.inc();
+                let keys = Arc::clone(&self.outputs.keys.borrow());
+                self.warn_of_foreign(from, || {
+                    let own: Vec<String> = keys.own.iter().map(ToString::to_string).collect();
+                    format!(" (it names a key {named:02x}…, ours: {})", own.join(", "))
+                });
+            }
             Err(Refusal::Unauthenticated) => {
                 counters.dropped_unauthenticated.inc();
-                self.warn("foreign", Instant::now(), || {
-                    format!(
-                        "a datagram from {from} is not sealed with our cluster key for our cluster name: dropped; if \
-                         that is a node of ours, give it the same cluster.key file and the same cluster.name"
-                    )
-                });
+                self.warn_of_foreign(from, String::new);
             }
         }
     }
 
+    fn warn_of_foreign(&mut self, from: SocketAddr, why: impl FnOnce() -> String) {
+        self.warn("foreign", Instant::now(), || {
+            let why = why();
+            format!(
+                "a datagram from {from} is not sealed with our cluster key for our cluster name: dropped{why}; if that is \
+                 a node of ours, give it the same cluster.key file and the same cluster.name"
+            )
+        });
+    }
+
+    fn note_keys(&mut self, opened: &Opened<'_>) {
+        if let Some((stamp, _)) = message::decode(opened.message)
+            && stamp.node != self.me
+            && self.peers.note(&stamp, opened)
+        {
+            self.publish_keys();
+        }
+    }
+
+    fn publish_keys(&self) {
+        let own = if self.has_keys { self.keys.borrow().keyring.ids() } else { KeySet::default() };
+        let report = self.peers.report(own.as_slice(), &self.outputs.roster.borrow());
+        self.outputs.keys.send_if_modified(|last| {
+            let is_new = **last != report;
+            if is_new {
+                *last = Arc::new(report);
+            }
+            is_new
+        });
+    }
+
+    /// Between two datagrams: what is under way and sealed with a key that stays is still opened.
+    fn rekey(&mut self, keys: &[ClusterKey]) {
+        let last = self.keys.borrow().clone();
+        let keyring = Arc::new(last.keyring.with(keys));
+        self.opener.rekey(&keyring);
+        stream::lock(&self.questions).rekey(&keyring);
+        let sealer = Arc::new(last.sealer.rekeyed(&keyring));
+        self.keys.send_replace(Keys { keyring, sealer });
+        self.publish_keys();
+        // Everybody is to know which keys this node opens, before somebody takes another away.
+        self.decide(Input::Rekeyed);
+    }
+
     fn send(&mut self, to: SocketAddr, message: &[u8]) {
-        let envelope = self.sealer.seal(Channel::Datagram, message);
+        let sealer = Arc::clone(&self.keys.borrow().sealer);
+        for key in sealer.keys_for(self.peers.opens(to)).as_slice() {
+            self.send_sealed(to, &sealer, *key, message);
+        }
+    }
+
+    fn send_sealed(&self, to: SocketAddr, sealer: &Sealer, key: KeyId, message: &[u8]) {
+        let envelope = sealer.seal(Channel::Datagram, key, message);
         let to = match to.ip() {
             IpAddr::V4(ip) if self.is_ipv6 => SocketAddr::new(ip.to_ipv6_mapped().into(), to.port()),
             _ => to,
@@ -306,9 +394,10 @@ impl Loop {
     }
 
     fn pull(&self, from: SocketAddr, node: NodeId, digest: [u8; 16]) {
-        let (keyring, sealer, results) = (Arc::clone(&self.keyring), Arc::clone(&self.sealer), self.results_tx.clone());
+        let (keys, results) = (self.keys.borrow().clone(), self.results_tx.clone());
+        let opens = self.peers.opens(from).copied();
         tokio::spawn(async move {
-            let result = stream::pull(from, digest, &keyring, &sealer).await;
+            let result = stream::pull(from, digest, &keys, opens.as_ref()).await;
             if let Err(error) = &result {
                 debug!("gossip: cannot fetch what {from} offers: {error}");
             }
@@ -317,9 +406,9 @@ impl Loop {
     }
 
     fn contact(&self, addr: SocketAddr) {
-        let (keyring, sealer, results) = (Arc::clone(&self.keyring), Arc::clone(&self.sealer), self.results_tx.clone());
+        let (keys, results) = (self.keys.borrow().clone(), self.results_tx.clone());
         tokio::spawn(async move {
-            let outcome = stream::contact(addr, &keyring, &sealer).await;
+            let outcome = stream::contact(addr, &keys).await;
             let _ = results.send(Event::Contacted { addr, outcome }).await;
         });
     }

@@ -2,10 +2,10 @@
 //!
 //! One question and one answer a connection, each a frame: its length (4 bytes, big end first) and an envelope.
 //! A question begins with 16 random bytes, which the answer repeats: a recorded answer fits no new question.
-//! A question that does not open is answered by closing the connection: nothing is told to strangers.
+//! A question that does not open, or did before, is answered by closing the connection: nothing is told to strangers.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::record::{AppsDigest, decode_apps};
-use super::seal::{Channel, Keyring, OVERHEAD_BYTES, Sealer, open_frame};
+use super::seal::{Channel, KeySet, Keyring, OVERHEAD_BYTES, Opener, Sealer};
 use crate::app::{App, OFFER_BYTES_MAX};
+use crate::report::{GossipCounters, KeyId};
 
 const CHALLENGE_BYTES: usize = 16;
 const QUESTION_BYTES_MAX: usize = 256;
@@ -39,19 +40,32 @@ pub(super) struct Served {
     pub(super) apps: Arc<[u8]>,
 }
 
+/// The keys in use; replaced as a whole.
+#[derive(Clone)]
+pub(super) struct Keys {
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) sealer: Arc<Sealer>,
+}
+
+/// The opener of questions. No panic leaves it half way.
+pub(super) fn lock(questions: &Mutex<Opener>) -> MutexGuard<'_, Opener> {
+    questions.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Answers questions for ever.
 pub(super) async fn serve(
     listener: TcpListener,
-    keyring: Arc<Keyring>,
-    sealer: Arc<Sealer>,
+    keys: watch::Receiver<Keys>,
+    questions: Arc<Mutex<Opener>>,
     served: watch::Receiver<Served>,
+    counters: Arc<GossipCounters>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
+        let mut stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors, most likely: others will be closed.
@@ -60,99 +74,116 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let (keyring, sealer, served) = (Arc::clone(&keyring), Arc::clone(&sealer), served.borrow().clone());
+        let (keys, questions, served) = (keys.clone(), Arc::clone(&questions), served.borrow().clone());
+        let counters = Arc::clone(&counters);
         tokio::spawn(async move {
-            let _ = timeout(EXCHANGE_TIMEOUT, answer(stream, &keyring, &sealer, &served)).await;
+            let answer = timeout(QUESTION_TIMEOUT, read_frame(&mut stream, QUESTION_BYTES_MAX)).await;
+            match answer.ok().and_then(Result::ok).and_then(|frame| answer_to(frame, &questions, &served)) {
+                Some((key, answer)) => {
+                    let envelope = keys.borrow().sealer.seal(Channel::Stream, key, &answer);
+                    let _ = timeout(EXCHANGE_TIMEOUT, write_frame(&mut stream, &envelope)).await;
+                }
+                None => counters.questions_refused.inc(),
+            }
             drop(place);
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, keyring: &Keyring, sealer: &Sealer, served: &Served) -> std::io::Result<()> {
-    let Ok(frame) = timeout(QUESTION_TIMEOUT, read_frame(&mut stream, QUESTION_BYTES_MAX)).await else {
-        return Ok(());
-    };
-    let mut frame = frame?;
-    let Ok(question) = open_frame(keyring, &mut frame) else {
-        return Ok(());
-    };
-    let Some((challenge, [kind, about @ ..])) = question.split_first_chunk::<CHALLENGE_BYTES>() else {
-        return Ok(());
+/// The answer to a question that is one, and what to seal it with: as the question was.
+fn answer_to(mut frame: Vec<u8>, questions: &Mutex<Opener>, served: &Served) -> Option<(KeyId, Vec<u8>)> {
+    let question = lock(questions).open(&mut frame).ok()?;
+    let (challenge, [kind, about @ ..]) = question.message.split_first_chunk::<CHALLENGE_BYTES>()? else {
+        return None;
     };
     let (outcome, body): (u8, &[u8]) = match *kind {
         HELLO => (FOUND, &[]),
         PULL if about == served.digest => (FOUND, &served.apps),
         _ => (NOT_FOUND, &[]),
     };
-    let answer = [challenge, &[outcome][..], body].concat();
-    write_frame(&mut stream, &sealer.seal(Channel::Stream, &answer)).await
+    Some((question.key, [challenge, &[outcome][..], body].concat()))
 }
 
-/// Fetches the applications with this digest from their owner.
+/// Fetches the applications with this digest from their owner, who opens these keys.
 pub(super) async fn pull(
     from: SocketAddr,
     digest: AppsDigest,
-    keyring: &Keyring,
-    sealer: &Sealer,
+    keys: &Keys,
+    opens: Option<&KeySet>,
 ) -> Result<Vec<App>, String> {
-    let stream = connect(from).await.map_err(|error| error.to_string())?;
-    match timeout(EXCHANGE_TIMEOUT, exchange(stream, PULL, &digest, keyring, sealer)).await {
-        Err(_) => Err(format!("no answer within {EXCHANGE_TIMEOUT:?}")),
-        Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(None)) => Err("the answer is not sealed for our cluster".to_owned()),
-        Ok(Ok(Some((FOUND, bytes)))) => decode_apps(&bytes, &digest),
-        Ok(Ok(Some(_))) => Err("its offer has changed meanwhile".to_owned()),
+    match ask(from, PULL, &digest, keys, opens).await {
+        Answer::Unreachable(error) => Err(error.to_string()),
+        Answer::Silence => Err(format!("no answer within {EXCHANGE_TIMEOUT:?}")),
+        Answer::Closed(error) => Err(error.to_string()),
+        Answer::Foreign => Err("the answer is not sealed for our cluster".to_owned()),
+        Answer::Ours(FOUND, bytes) => decode_apps(&bytes, &digest),
+        Answer::Ours(..) => Err("its offer has changed meanwhile".to_owned()),
     }
 }
 
 /// Why a seed is silent, in words for a person.
-pub(super) async fn contact(addr: SocketAddr, keyring: &Keyring, sealer: &Sealer) -> String {
+pub(super) async fn contact(addr: SocketAddr, keys: &Keys) -> String {
     let port = addr.port();
-    let stream = match connect(addr).await {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            return "it refuses connections: no scrimp listens there".to_owned();
+    match ask(addr, HELLO, &[], keys, None).await {
+        Answer::Unreachable(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            "it refuses connections: no scrimp listens there".to_owned()
         }
-        Err(error) => {
-            return format!("it does not answer ({error}): is it up, and port {port} open for UDP and TCP?");
+        Answer::Unreachable(error) => {
+            format!("it does not answer ({error}): is it up, and port {port} open for UDP and TCP?")
         }
-    };
-    match timeout(EXCHANGE_TIMEOUT, exchange(stream, HELLO, &[], keyring, sealer)).await {
-        Ok(Ok(Some(_))) => format!("it answers over TCP but not over UDP: is port {port} open for UDP, both ways?"),
-        Ok(Ok(None)) => "it answers, but not as a scrimp of our cluster".to_owned(),
-        Ok(Err(_)) => {
-            "its cluster key or its cluster name is not ours (it closes unanswered): give both nodes the same \
-                       cluster.key file and the same cluster.name"
+        Answer::Ours(..) => format!("it answers over TCP but not over UDP: is port {port} open for UDP, both ways?"),
+        Answer::Foreign => "it answers, but not as a scrimp of our cluster".to_owned(),
+        Answer::Closed(_) => {
+            "its cluster key or its cluster name is not ours (it closes unanswered): give both nodes the \
+                              same cluster.key file and the same cluster.name"
                 .to_owned()
         }
-        Err(_) => "it accepts connections but says nothing: is that a scrimp?".to_owned(),
+        Answer::Silence => "it accepts connections but says nothing: is that a scrimp?".to_owned(),
     }
 }
 
-async fn connect(addr: SocketAddr) -> std::io::Result<TcpStream> {
-    timeout(CONNECT_TIMEOUT, TcpStream::connect(addr))
-        .await
-        .unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long")))
+/// What became of a question.
+enum Answer {
+    Unreachable(std::io::Error),
+    Silence,
+    /// The connection ended without an answer.
+    Closed(std::io::Error),
+    /// Not authentic, or not to this question.
+    Foreign,
+    /// Its outcome and body.
+    Ours(u8, Vec<u8>),
 }
 
-/// Asks; the outcome and body of the answer, or none if that is not authentic and fresh.
-async fn exchange(
-    mut stream: TcpStream,
-    kind: u8,
-    about: &[u8],
-    keyring: &Keyring,
-    sealer: &Sealer,
-) -> std::io::Result<Option<(u8, Vec<u8>)>> {
+/// Asks, with each key that may be the right one until one is answered.
+async fn ask(addr: SocketAddr, kind: u8, about: &[u8], keys: &Keys, opens: Option<&KeySet>) -> Answer {
+    let mut last = Answer::Silence;
+    for key in keys.sealer.keys_for(opens).as_slice() {
+        let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await;
+        let too_long = |_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long"));
+        let stream = match connecting.unwrap_or_else(too_long) {
+            Ok(stream) => stream,
+            Err(error) => return Answer::Unreachable(error),
+        };
+        last = match timeout(EXCHANGE_TIMEOUT, exchange(stream, kind, about, keys, *key)).await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(error)) => Answer::Closed(error),
+            Err(_) => return Answer::Silence,
+        };
+    }
+    last
+}
+
+async fn exchange(mut stream: TcpStream, kind: u8, about: &[u8], keys: &Keys, key: KeyId) -> std::io::Result<Answer> {
     let challenge: [u8; CHALLENGE_BYTES] = rand::random();
     let question = [&challenge[..], &[kind], about].concat();
-    write_frame(&mut stream, &sealer.seal(Channel::Stream, &question)).await?;
+    write_frame(&mut stream, &keys.sealer.seal(Channel::Stream, key, &question)).await?;
     let mut frame = read_frame(&mut stream, ANSWER_BYTES_MAX).await?;
-    let Ok(answer) = open_frame(keyring, &mut frame) else {
-        return Ok(None);
+    let Ok(answer) = keys.keyring.open_frame(&mut frame) else {
+        return Ok(Answer::Foreign);
     };
-    Ok(match answer.split_first_chunk::<CHALLENGE_BYTES>() {
-        Some((repeated, [outcome, body @ ..])) if *repeated == challenge => Some((*outcome, body.to_vec())),
-        _ => None,
+    Ok(match answer.message.split_first_chunk::<CHALLENGE_BYTES>() {
+        Some((repeated, [outcome, body @ ..])) if *repeated == challenge => Answer::Ours(*outcome, body.to_vec()),
+        _ => Answer::Foreign,
     })
 }
 

@@ -47,7 +47,10 @@ pub async fn run(config: Config, program: &[OsString], reread_config: Reread) ->
         tokio::select! {
             wish = node.wish() => match wish {
                 Wish::End => break None,
-                Wish::Reload(answer) => answer_reload(answer, reload(&mut node, &reread_config, &targets)),
+                Wish::Reload(answer) => {
+                    let outcome = reload(&mut node, &reread_config, &targets).await;
+                    answer_reload(answer, outcome);
+                }
             },
             status = ended(&mut program) => break Some(status),
         }
@@ -110,18 +113,19 @@ fn all(reports: &[LocalAppReport], state: AppState) -> Offer {
     Offer { apps: reports.iter().map(|report| (report.app.clone(), state)).collect() }
 }
 
-fn reload(
+async fn reload(
     node: &mut Node,
     reread_config: &Reread,
     running: &watch::Sender<Arc<Vec<Target>>>,
 ) -> Result<String, String> {
     let (new, note) = reread(&node.config, reread_config)?;
+    let keys = node.rekey(&new).await?;
     let next = targets(&new.apps);
     let word = if **running.borrow() == next { "the same" } else { "now" };
     let count = next.len();
     running.send_replace(Arc::new(next));
     node.config.apps = new.apps;
-    Ok(format!("{word} {count} application{} offered{note}", if count == 1 { "" } else { "s" }))
+    Ok(format!("{word} {count} application{} offered{keys}{note}", if count == 1 { "" } else { "s" }))
 }
 
 fn targets(apps: &[AppConfig]) -> Vec<Target> {

@@ -75,6 +75,7 @@ async fn reload(
 ) -> Result<String, String> {
     let (new, note) = reread(&node.config, reread_config)?;
     output.reload(&node.config, &new).await?;
+    let keys = node.rekey(&new).await?;
     rules.send_replace(new.lb.rules.clone());
     node.config.lb.rules = new.lb.rules;
     node.config.lb.generate = new.lb.generate;
@@ -83,7 +84,7 @@ async fn reload(
         workers: node.config.lb.proxy.workers,
         ..new.lb.proxy
     };
-    Ok(format!("rules and limits are in use{note}"))
+    Ok(format!("rules and limits are in use{keys}{note}"))
 }
 
 /// Where requests are served, judged and not yet running.
