@@ -15,8 +15,8 @@ use scrimp::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use scrimp::name::{PathPrefix, Port, Weight};
 use scrimp::pool::{Pools, Rules};
 use scrimp::report::{
-    ContactReport, GenerateReport, GossipCounters, JoinReport, ListenReport, LocalAppReport, ProxyCounters, SeedReport,
-    StoreReport,
+    ContactReport, GenerateReport, GossipCounters, JoinReport, KeyId, KeyReport, ListenReport, LocalAppReport,
+    MemberKeys, ProxyCounters, SeedReport, StoreReport,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -34,6 +34,7 @@ struct World {
     roster: watch::Sender<Arc<Roster>>,
     pools: watch::Sender<Arc<Pools>>,
     join: watch::Sender<Arc<JoinReport>>,
+    keys: watch::Sender<Arc<KeyReport>>,
     seeds: watch::Sender<Arc<SeedReport>>,
     listeners: watch::Sender<Arc<Vec<ListenReport>>>,
     generate: watch::Sender<Arc<GenerateReport>>,
@@ -93,6 +94,7 @@ fn balancer() -> (Sources, World) {
     let (roster_sender, roster) = watch::channel(roster);
     let (pools_sender, pools) = watch::channel(pools);
     let (join_sender, join) = watch::channel(Arc::default());
+    let (keys_sender, keys) = watch::channel(Arc::default());
     let (seeds_sender, seeds) = watch::channel(Arc::new(SeedReport { stores: vec![store] }));
     let (listeners_sender, listeners) = watch::channel(Arc::default());
     let (generate_sender, generate) = watch::channel(Arc::default());
@@ -104,7 +106,7 @@ fn balancer() -> (Sources, World) {
         roster,
         pools: Some(pools),
         join,
-        keys: watch::channel(Arc::default()).1,
+        keys,
         seeds,
         listeners: Some(listeners),
         generate: Some(generate),
@@ -120,6 +122,7 @@ fn balancer() -> (Sources, World) {
         roster: roster_sender,
         pools: pools_sender,
         join: join_sender,
+        keys: keys_sender,
         seeds: seeds_sender,
         listeners: listeners_sender,
         generate: generate_sender,
@@ -243,11 +246,56 @@ async fn members_are_as_the_contract_says() {
     assert_eq!(
         view["members"][2],
         json!({"id": "0000000000000003", "name": "node-3", "role": "backend", "address": "10.0.0.3:7377",
-               "state": "suspect", "since": "2023-11-14T22:13:20Z", "apps": ["web", "new"]})
+               "state": "suspect", "since": "2023-11-14T22:13:20Z", "key": null, "apps": ["web", "new"]})
     );
     assert_eq!(view["members"].as_array().unwrap().len(), 4);
     let text = table::members(&server.client().members().await.unwrap(), SystemTime::now());
     assert!(text.contains("node-4") && text.contains("down"), "{text}");
+}
+
+#[tokio::test]
+async fn who_needs_which_cluster_key_is_told() {
+    let server = serve();
+    let [new, old] = [1, 2].map(|byte| KeyId([byte; 4]));
+    let tell = |own: &[KeyId], members: &[(u64, KeyId, &[KeyId])]| {
+        let member = |(id, sealed_with, opens): &(u64, KeyId, &[KeyId])| {
+            (NodeId(*id), MemberKeys { sealed_with: *sealed_with, opens: opens.to_vec() })
+        };
+        let report = KeyReport { own: own.to_vec(), members: members.iter().map(member).collect() };
+        server.world.keys.send_replace(Arc::new(report));
+    };
+    let lines = async || {
+        let text = table::status(&server.client().status().await.unwrap(), SystemTime::now());
+        let from = text.lines().skip_while(|line| !line.trim().starts_with("keys"));
+        let lines: Vec<String> =
+            from.take_while(|line| !line.contains("seeds")).map(|line| line.trim().to_owned()).collect();
+        lines.join("\n").replace("keys", "").trim().to_owned()
+    };
+    assert_eq!(lines().await, "", "without a key nothing is said");
+    tell(&[new], &[(2, new, &[new])]);
+    assert_eq!(lines().await, "01010101 is in use");
+    // Node 4 is down: what it has does not count.
+    tell(&[new, old], &[(2, new, &[new, old]), (3, old, &[old]), (4, old, &[old])]);
+    assert_eq!(lines().await, "01010101 is in use, missing at 1: node-3\n02020202 is accepted, needed by 1: node-3");
+    let view: Value = server.client().get("/v1/status").await.unwrap();
+    let expected = json!({"id": "02020202", "used_by": ["node-3"], "missing_at": [], "unheard": []});
+    assert_eq!(view["keys"][1], expected);
+    let view: Value = server.client().get("/v1/members").await.unwrap();
+    assert_eq!((&view["members"][0]["key"], &view["members"][2]["key"]), (&json!("01010101"), &json!("02020202")));
+    let text = table::members(&server.client().members().await.unwrap(), SystemTime::now());
+    assert!(text.contains("key 01010101: node-1, node-2\nkey 02020202: node-3"), "{text}");
+    assert_eq!(server.number("scrimp_cluster_key_users{key=\"02020202\"}").await, Some(1.0));
+    // A key that is preferred by somebody else is needed, though the other would do.
+    tell(&[new, old], &[(2, old, &[old, new])]);
+    let needed = "01010101 is in use; not heard yet 1: node-3\n\
+                  02020202 is accepted, needed by 1: node-2; not heard yet 1: node-3";
+    assert_eq!(lines().await, needed);
+    tell(&[new, old], &[(2, new, &[new, old]), (3, new, &[new])]);
+    assert_eq!(lines().await, "01010101 is in use\n02020202 is accepted, nobody needs it, missing at 1: node-3");
+    tell(&[old, new], &[(2, old, &[old, new]), (3, old, &[old, new])]);
+    let promotable =
+        "02020202 is in use\n01010101 is accepted, everybody has it, nobody needs it: it may go, or be put first";
+    assert_eq!(lines().await, promotable);
 }
 
 #[tokio::test]

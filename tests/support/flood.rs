@@ -1,6 +1,6 @@
 //! What somebody without the key can send: what was recorded, whole, changed or cut, and what is of others.
 
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
