@@ -1,16 +1,19 @@
 //! One application at one address: what a balancer chooses among, and what it knows of its load.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Protocol;
 use crate::member::NodeId;
 use crate::name::{NodeName, Weight};
 
-/// The load of one application at one address, as this balancer knows it. Lives as long as the address does.
+/// The load of one application at one address, as this balancer knows it. Lives as long as the address does, and
+/// through a suspicion; an address whose node was down begins anew.
 #[derive(Debug, Default)]
 pub struct Load {
     /// Requests and connections open now.
@@ -19,11 +22,69 @@ pub struct Load {
     pub requests: AtomicU64,
     /// Those that failed for a reason on the backend's side.
     pub failures: AtomicU64,
-    /// Cancelled when no member offers the application at this address any more.
+    /// Cancelled when no member offers the application at this address any more, and when its node is down.
     pub gone: CancellationToken,
-    /// Cancelled when the node that offered it went down, not when it left: an answer that it still owes will
-    /// hardly come, and what may be asked twice is better asked elsewhere.
-    pub down: CancellationToken,
+    /// Woken when the standing changes. Whoever waits registers first and looks at the standing then.
+    pub standing_changed: Notify,
+    /// A [`Standing`]. One task sets it.
+    standing: AtomicU8,
+    /// When the backend last did what only a live one does, in milliseconds since [`since_base`]; 0: never.
+    succeeded_ms: AtomicU64,
+}
+
+/// Whether a backend is one to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Standing {
+    /// It is in rotation, or drains: what it was asked it will answer.
+    #[default]
+    Fine,
+    /// It does not answer this balancer, or is down and nobody else is left. It may come back: what can go
+    /// elsewhere does, what cannot waits.
+    Doubtful,
+    /// Its node is down: an answer that it still owes will hardly come. Final; the load is gone too.
+    Lost,
+}
+
+impl Load {
+    /// Whether the backend is one to wait for.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self.standing.load(Ordering::SeqCst) {
+            0 => Standing::Fine,
+            1 => Standing::Doubtful,
+            _ => Standing::Lost,
+        }
+    }
+
+    /// Tells everybody who waits for the backend how it stands now. A lost one stays lost.
+    pub fn set_standing(&self, standing: Standing) {
+        if self.standing() == Standing::Lost {
+            return;
+        }
+        if self.standing.swap(standing as u8, Ordering::SeqCst) != standing as u8 {
+            self.standing_changed.notify_waiters();
+        }
+    }
+
+    /// The backend did at `now` what only a live one does: a response began, or bytes arrived from it.
+    pub fn succeeded(&self, now: Instant) {
+        self.succeeded_ms.store(since_base(now), Ordering::Relaxed);
+    }
+
+    /// How long ago the last such thing was; none: never.
+    #[must_use]
+    pub fn since_success(&self, now: Instant) -> Option<Duration> {
+        let last = self.succeeded_ms.load(Ordering::Relaxed);
+        (last > 0).then(|| Duration::from_millis(since_base(now).saturating_sub(last)))
+    }
+}
+
+/// Milliseconds, from 1, since the first moment that any load was told of.
+fn since_base(now: Instant) -> u64 {
+    static BASE: OnceLock<Instant> = OnceLock::new();
+    let since = now.saturating_duration_since(*BASE.get_or_init(|| now));
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// One application at one address.

@@ -48,7 +48,9 @@ impl Balancer {
     #[must_use]
     pub fn next(&self, policy: PolicyName, last: &[Arc<Backend>], backends: &[Arc<Backend>]) -> Self {
         let next = Self::new(policy, backends);
-        if let (Policy::RoundRobin(old), Policy::RoundRobin(new)) = (&self.policy, &next.policy) {
+        if let (Policy::RoundRobin(old), Policy::RoundRobin(new))
+        | (Policy::LeastConnections(old), Policy::LeastConnections(new)) = (&self.policy, &next.policy)
+        {
             let place = |at: usize| backends.binary_search_by_key(&last.get(at)?.address, |b| b.address).ok();
             new.resume(old.upcoming().find_map(place));
         }

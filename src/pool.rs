@@ -4,18 +4,30 @@
 //! whose offers of one application differ each serve the routes they name. A route belongs to one application
 //! name: the one that had it first, else the smallest name; who comes later is listed in [`Pools::refused`].
 //!
+//! It takes two keys to take a backend out against its will: what the gossip says and what this balancer's own probes
+//! say ([`Member::reach`]). Silent to the probes it is suspected, and back as soon as it answers; down in the gossip
+//! alone it stays; down and without an answer it is down. Both wait until what it last did on the data path is
+//! [`EVIDENCE`] old, and neither empties a pool: when nobody else is left, those that are suspected stay as a last
+//! resort, and failing those the ones that are down. What a backend says itself (it drains, it leaves) counts at once.
+//!
 //! [`Pools`] is immutable and published whole. What a connection changes (counters, the place in the turn)
 //! are atomics behind `Arc`s that [`Pools::next`] carries over while an application's address stays.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::app::{App, AppState, PolicyName, Transport};
-use crate::backend::{Backend, Lease, Load};
+use crate::backend::{Backend, Lease, Load, Standing};
 use crate::balance::Balancer;
-use crate::member::{Member, MemberState, NodeId, Roster};
+use crate::member::{Member, MemberState, NodeId, Reach, Roster};
 use crate::name::{AppName, DomainPattern, NodeName, PathPrefix, Port};
+
+/// How long a sign of life on the data path outweighs gossip and probes.
+pub const EVIDENCE: Duration = Duration::from_secs(1);
+/// The soonest that the pools are looked at again for want of such signs: many backends' seconds end one by one.
+const LOOK_AGAIN_MIN: Duration = Duration::from_millis(20);
 
 /// What backends may claim on this balancer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +88,8 @@ pub struct Pool {
     pub app: AppName,
     /// Those that take new work, sorted by address; may be empty.
     pub backends: Vec<Arc<Backend>>,
+    /// Whether those are out of rotation, and here because nobody else is left.
+    pub is_last_resort: bool,
     /// The policy and its state.
     pub balancer: Balancer,
 }
@@ -166,6 +180,36 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// Why a backend that is ready by its own word is out of rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It does not answer this balancer's probes.
+    Suspected,
+    /// It is down in the gossip, and does not answer this balancer's probes either.
+    Down,
+}
+
+impl Why {
+    /// What gossip and probes make of a member that has not left; none: it is in rotation.
+    #[must_use]
+    pub fn of(member: &Member) -> Option<Self> {
+        match (member.state.is_active(), member.reach) {
+            (_, Reach::Answers) | (true, Reach::Unknown) => None,
+            (true, Reach::Silent) => Some(Self::Suspected),
+            (false, Reach::Silent | Reach::Unknown) => Some(Self::Down),
+        }
+    }
+}
+
+/// A backend that is out of rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Out {
+    /// Why.
+    pub why: Why,
+    /// Since when, for this reason.
+    pub since: Instant,
+}
+
 /// Everything that can be served now: one immutable value.
 #[derive(Debug, Default)]
 pub struct Pools {
@@ -175,10 +219,16 @@ pub struct Pools {
     pub routes: Vec<Route>,
     /// What was not taken, and why; sorted.
     pub refused: Vec<Refused>,
-    /// The load of each application and address that some member still offers, drained ones included.
+    /// The load of each application and address that some member still offers, drained ones and those of nodes that
+    /// are down included.
     pub loads: HashMap<(AppName, SocketAddr), Arc<Load>>,
-    /// The applications and addresses whose node is down.
-    pub down: HashSet<(AppName, SocketAddr)>,
+    /// The applications and addresses that are suspected or down.
+    pub out: HashMap<(AppName, SocketAddr), Out>,
+    /// Those of nodes that are down whose load has begun anew since. What is sent there as a last resort proves that
+    /// somebody is there after all, for a second each time: it is not cut whenever such a second ends.
+    pub renewed: HashSet<(AppName, SocketAddr)>,
+    /// When to look again even if nothing changes: somebody is in rotation only for what it did on the data path.
+    pub look_again: Option<Instant>,
 }
 
 impl Pools {
@@ -188,30 +238,46 @@ impl Pools {
         self.ports.get(&(port, false))
     }
 
-    /// The pools of a new roster. State of what stays is carried over from `self`; the loads of what is gone
-    /// are not cancelled here: that is [`Pools::cancel_gone`], once the new pools are published.
+    /// The pools of a new roster. State of what stays is carried over from `self`; loads are told nothing here: that
+    /// is [`Pools::tell_loads`], once the new pools are published.
     #[must_use]
-    pub fn next(&self, roster: &Roster, rules: &Rules) -> Self {
-        let mut build = Build::new(self, rules);
-        let (active, rest): (Vec<&Member>, Vec<&Member>) =
-            roster.members.iter().partition(|member| member.state.is_active());
-        let names: HashSet<Option<&NodeName>> = active.iter().map(|member| member.name.as_ref()).collect();
-        active.iter().for_each(|member| build.add_member(member));
-        // What a node offered before it went down counts until it is back, with another offer perhaps.
-        rest.iter().filter(|member| !names.contains(&member.name.as_ref())).for_each(|member| build.add_member(member));
+    pub fn next(&self, roster: &Roster, rules: &Rules, now: Instant) -> Self {
+        let mut build = Build::new(self, rules, now);
+        let (left, mut members): (Vec<&Member>, Vec<&Member>) =
+            roster.members.iter().partition(|member| member.state == MemberState::Left);
+        // What a node offered before it went down counts until it is back, with another offer perhaps, or has left.
+        let is_down = |member: &Member| Why::of(member) == Some(Why::Down);
+        let there: HashSet<&NodeName> =
+            members.iter().filter(|member| !is_down(member)).filter_map(|member| member.name.as_ref()).collect();
+        let mut left_at: HashMap<&NodeName, SystemTime> = HashMap::new();
+        for (name, since) in left.iter().filter_map(|member| Some((member.name.as_ref()?, member.since))) {
+            let latest = left_at.entry(name).or_insert(since);
+            *latest = since.max(*latest);
+        }
+        let is_superseded = |name: &NodeName, member: &Member| {
+            there.contains(name) || left_at.get(name).is_some_and(|left| *left >= member.since)
+        };
+        members
+            .retain(|member| !is_down(member) || member.name.as_ref().is_some_and(|name| !is_superseded(name, member)));
+        // Of two runs at one address the better one speaks for it: it comes first.
+        members.sort_by_key(|member| Why::of(member));
+        members.iter().for_each(|member| build.add_member(member));
         build.finish()
     }
 
-    /// Cancels [`Load::gone`] of everything that `next` no longer knows, and [`Load::down`] where that is why. What left and came back in between is
-    /// another load at the same address: the old one is gone.
-    pub fn cancel_gone(&self, next: &Self) {
+    /// Tells the loads how they stand in `next`, and cancels [`Load::gone`] of everything that `next` no longer knows.
+    /// What left and came back in between, and what was down, is another load at the same address: the old one is gone.
+    pub fn tell_loads(&self, next: &Self) {
         for (key, load) in &self.loads {
             if !next.loads.get(key).is_some_and(|stays| Arc::ptr_eq(stays, load)) {
-                if next.down.contains(key) {
-                    load.down.cancel();
+                if next.out.get(key).is_some_and(|out| out.why == Why::Down) {
+                    load.set_standing(Standing::Lost);
                 }
                 load.gone.cancel();
             }
+        }
+        for (key, load) in &next.loads {
+            load.set_standing(if next.out.contains_key(key) { Standing::Doubtful } else { Standing::Fine });
         }
     }
 }
@@ -224,9 +290,9 @@ type Claims = BTreeMap<AppName, Claim>;
 #[derive(Default)]
 struct Claim {
     policy: Option<PolicyName>,
-    /// Those that are ready.
-    backends: Vec<Arc<Backend>>,
-    /// The active nodes that make the claim. None: all are down, and the claim yields to any other.
+    /// Those that are ready by their own word, and why they are out of rotation if they are.
+    ready: Vec<(Option<Why>, Arc<Backend>)>,
+    /// The nodes that make the claim and are not down. None: all are, and the claim yields to any other.
     nodes: Vec<NodeId>,
 }
 
@@ -239,6 +305,7 @@ impl Claim {
 struct Build<'a> {
     last: &'a Pools,
     rules: &'a Rules,
+    now: Instant,
     claims: BTreeMap<RouteKey, Claims>,
     next: Pools,
     /// The pools of `last`, each once, by application.
@@ -248,7 +315,7 @@ struct Build<'a> {
 }
 
 impl<'a> Build<'a> {
-    fn new(last: &'a Pools, rules: &'a Rules) -> Self {
+    fn new(last: &'a Pools, rules: &'a Rules, now: Instant) -> Self {
         let mut last_pools: HashMap<&AppName, Vec<&Arc<Pool>>> = HashMap::new();
         for route in &last.routes {
             let pools = last_pools.entry(&route.pool.app).or_default();
@@ -256,18 +323,15 @@ impl<'a> Build<'a> {
                 pools.push(&route.pool);
             }
         }
-        Self { last, rules, claims: BTreeMap::new(), next: Pools::default(), last_pools, made: HashMap::new() }
+        Self { last, rules, now, claims: BTreeMap::new(), next: Pools::default(), last_pools, made: HashMap::new() }
     }
 
-    /// A member that said goodbye offers nothing; one that went down leaves its routes standing, empty, so
-    /// that its clients are told to come back rather than refused.
+    /// A member that went down leaves its routes standing, so that its clients are told to come back rather than
+    /// refused, or are served after all.
     fn add_member(&mut self, member: &Member) {
         let (Some(name), Some(offer)) = (&member.name, &member.offer) else {
             return;
         };
-        if member.state == MemberState::Left {
-            return;
-        }
         for (app, state) in &offer.apps {
             self.add_app(member, name, app, *state);
         }
@@ -275,52 +339,91 @@ impl<'a> Build<'a> {
 
     fn add_app(&mut self, member: &Member, node_name: &NodeName, app: &App, state: AppState) {
         let allow = &self.rules.allow;
-        let is_active = member.state.is_active();
+        let key = (app.name.clone(), SocketAddr::new(member.address.ip(), app.port.get()));
+        let why = Why::of(member).filter(|_| !self.is_proven(&key));
         if !allow.port(app.listen) {
-            self.refuse(member, app, format!("lb.allow does not let backends claim port {}", app.listen));
+            self.refuse(member, app, why, format!("lb.allow does not let backends claim port {}", app.listen));
             return;
         }
-        let backend = is_active.then(|| self.backend(member, node_name, app));
-        if !is_active {
-            self.next.down.insert((app.name.clone(), SocketAddr::new(member.address.ip(), app.port.get())));
-        }
+        let backend = self.backend(member, node_name, app, key, why);
         for (host, path) in places(app) {
             if !allow.claim(app.listen, host.as_ref()) {
                 let what = host.map_or_else(|| "any host".to_owned(), |host| host.to_string());
                 let reason = format!("lb.allow does not let backends claim {what} on port {}", app.listen);
-                self.refuse(member, app, reason);
+                self.refuse(member, app, why, reason);
                 continue;
             }
             let key = (app.listen, app.protocol.transport(), host, path);
             let claim = self.claims.entry(key).or_default().entry(app.name.clone()).or_default();
             claim.policy = claim.policy.or(app.policy);
-            if is_active {
+            if why != Some(Why::Down) {
                 claim.nodes.push(member.id);
             }
             if let (Some(backend), AppState::Ready) = (&backend, state) {
-                claim.backends.push(Arc::clone(backend));
+                claim.ready.push((why, Arc::clone(backend)));
             }
         }
     }
 
-    fn backend(&mut self, member: &Member, node_name: &NodeName, app: &App) -> Arc<Backend> {
-        let address = SocketAddr::new(member.address.ip(), app.port.get());
-        let key = (app.name.clone(), address);
-        let load = self.next.loads.entry(key).or_insert_with_key(|key| {
-            self.last.loads.get(key).filter(|load| !load.gone.is_cancelled()).cloned().unwrap_or_default()
-        });
-        Arc::new(Backend {
+    /// Whether what the backend did on the data path is so new that it is there, whatever else is said of it. If so,
+    /// it is looked at again when that has become old.
+    fn is_proven(&mut self, key: &(AppName, SocketAddr)) -> bool {
+        let load = self.last.loads.get(key).filter(|load| !load.gone.is_cancelled());
+        let left =
+            load.and_then(|load| EVIDENCE.checked_sub(load.since_success(self.now)?)).filter(|left| !left.is_zero());
+        if let Some(left) = left {
+            let again = self.now + left.max(LOOK_AGAIN_MIN);
+            self.next.look_again = Some(self.next.look_again.map_or(again, |other| other.min(again)));
+        }
+        left.is_some()
+    }
+
+    /// None if a better run at the same address speaks for it.
+    fn backend(
+        &mut self,
+        member: &Member,
+        node_name: &NodeName,
+        app: &App,
+        key: (AppName, SocketAddr),
+        why: Option<Why>,
+    ) -> Option<Arc<Backend>> {
+        let address = key.1;
+        let load = match self.next.loads.get(&key) {
+            Some(load) if self.next.out.get(&key).map(|out| out.why) == why => Arc::clone(load),
+            Some(_) => return None,
+            None => self.add_load(key, Why::of(member), why),
+        };
+        Some(Arc::new(Backend {
             node: member.id,
             node_name: node_name.clone(),
             address,
             protocol: app.protocol,
             weight: app.weight,
-            load: Arc::clone(load),
-        })
+            load,
+        }))
     }
 
-    fn refuse(&mut self, member: &Member, app: &App, reason: String) {
-        if member.state.is_active() {
+    /// The load stays the same but for two: what is gone, and what was not down and is so now. `said` is what gossip
+    /// and probes make of it, `why` what became of that.
+    fn add_load(&mut self, key: (AppName, SocketAddr), said: Option<Why>, why: Option<Why>) -> Arc<Load> {
+        if let Some(why) = why {
+            let last = self.last.out.get(&key).copied().filter(|out| out.why == why);
+            self.next.out.insert(key.clone(), last.unwrap_or(Out { why, since: self.now }));
+        }
+        let was_renewed = said == Some(Why::Down) && self.last.renewed.contains(&key);
+        let is_lost = why == Some(Why::Down) && !was_renewed;
+        if is_lost || was_renewed {
+            self.next.renewed.insert(key.clone());
+        }
+        let last = self.last.loads.get(&key).filter(|load| !is_lost && !load.gone.is_cancelled());
+        let load = last.cloned().unwrap_or_default();
+        self.next.loads.insert(key, Arc::clone(&load));
+        load
+    }
+
+    /// What nodes claim that are down is nobody's trouble.
+    fn refuse(&mut self, member: &Member, app: &App, why: Option<Why>, reason: String) {
+        if why != Some(Why::Down) {
             self.next.refused.push(Refused { node: member.id, app: app.name.clone(), reason });
         }
     }
@@ -368,10 +471,16 @@ impl<'a> Build<'a> {
     /// does not change stays the same; one that does goes on from where the route's last one was.
     fn pool(&mut self, app: AppName, claim: Claim, last: Option<&'a Arc<Pool>>) -> Arc<Pool> {
         let policy = claim.policy.unwrap_or(self.rules.policy);
-        let mut backends = claim.backends;
+        // Those in rotation; failing them those that are suspected, and failing those the ones that are down.
+        let best = claim.ready.iter().map(|(why, _)| *why).min().flatten();
+        let is_last_resort = best.is_some();
+        let mut backends: Vec<Arc<Backend>> =
+            claim.ready.into_iter().filter(|(why, _)| *why == best).map(|(_, backend)| backend).collect();
         backends.sort_by_key(|backend| backend.address);
         backends.dedup_by_key(|backend| backend.address);
-        let is_same = |pool: &Pool| pool.balancer.policy() == policy && pool.backends == backends;
+        let is_same = |pool: &Pool| {
+            pool.balancer.policy() == policy && pool.is_last_resort == is_last_resort && pool.backends == backends
+        };
         let made = self.made.entry(app.clone()).or_default();
         if let Some(twin) = made.iter().find(|pool| is_same(pool)) {
             return Arc::clone(twin);
@@ -385,7 +494,7 @@ impl<'a> Build<'a> {
                     Some(last) => last.balancer.next(policy, &last.backends, &backends),
                     None => Balancer::new(policy, &backends),
                 };
-                Arc::new(Pool { app, backends, balancer })
+                Arc::new(Pool { app, backends, is_last_resort, balancer })
             }
         };
         made.push(Arc::clone(&pool));
@@ -489,6 +598,8 @@ mod tests {
         name: String,
         octet: u8,
         state: MemberState,
+        reach: Reach,
+        since: u64,
         apps: Vec<(App, AppState)>,
     }
 
@@ -498,6 +609,8 @@ mod tests {
             name: format!("n{id}"),
             octet: id,
             state: MemberState::Alive,
+            reach: Reach::Unknown,
+            since: 0,
             apps: apps.iter().map(|app| (app.clone(), AppState::Ready)).collect(),
         }
     }
@@ -510,14 +623,19 @@ mod tests {
                 role: Some(Role::Backend),
                 address: SocketAddr::from(([10, 0, 0, self.octet], 7377)),
                 state: self.state,
-                since: SystemTime::UNIX_EPOCH,
-                reach: Reach::Unknown,
+                since: SystemTime::UNIX_EPOCH + Duration::from_secs(self.since),
+                reach: self.reach,
                 offer: Some(Arc::new(Offer { apps: self.apps.clone() })),
             }
         }
 
         fn is(mut self, state: MemberState) -> Self {
             self.state = state;
+            self
+        }
+
+        fn reached(mut self, reach: Reach) -> Self {
+            self.reach = reach;
             self
         }
 
@@ -550,9 +668,13 @@ mod tests {
         App { protocol, listen: port(listen), ..app(name, &[], "/") }
     }
 
-    fn next_with(last: &Pools, nodes: &[Node], rules: &Rules) -> Pools {
+    fn next_at(last: &Pools, nodes: &[Node], rules: &Rules, now: Instant) -> Pools {
         let members = nodes.iter().map(Node::member).collect();
-        last.next(&Roster { cluster: "c".parse().unwrap(), me: NodeId(0), members }, rules)
+        last.next(&Roster { cluster: "c".parse().unwrap(), me: NodeId(0), members }, rules, now)
+    }
+
+    fn next_with(last: &Pools, nodes: &[Node], rules: &Rules) -> Pools {
+        next_at(last, nodes, rules, Instant::now())
     }
 
     fn next(last: &Pools, nodes: &[Node]) -> Pools {
@@ -597,6 +719,11 @@ mod tests {
 
     fn client() -> SocketAddr {
         SocketAddr::from(([9, 9, 9, 9], 9))
+    }
+
+    /// Application `a` at the node with this number.
+    fn key(octet: u8) -> (AppName, SocketAddr) {
+        ("a".parse().unwrap(), SocketAddr::from(([10, 0, 0, octet], 8080)))
     }
 
     #[test]
@@ -707,24 +834,257 @@ mod tests {
         assert_eq!(served(&next(&tcp_first, &[down, other]), "h.com", "/"), "z 1");
     }
 
+    /// Every way in which gossip and probes can see a member that has not left.
+    fn all_ways() -> Vec<(MemberState, Reach)> {
+        let states = [MemberState::Alive, MemberState::Suspect, MemberState::Down];
+        let reaches = [Reach::Unknown, Reach::Answers, Reach::Silent];
+        states.into_iter().flat_map(|state| reaches.map(|reach| (state, reach))).collect()
+    }
+
     #[test]
-    fn members_that_are_down_leave_empty_routes_and_those_that_left_leave_none() {
-        let up = node(1, &[app("a", &["h.com"], "/"), stream("t", Protocol::Tcp, 5000)]);
-        for state in [MemberState::Alive, MemberState::Suspect] {
-            assert_eq!(served(&pools(&[up.clone().is(state)]), "h.com", "/"), "a 1");
+    fn it_takes_two_keys_to_take_a_backend_out() {
+        let apps = [app("a", &["h.com"], "/"), stream("t", Protocol::Tcp, 5000)];
+        let other = node(9, &apps);
+        for (state, reach) in all_ways() {
+            let expected = match (state, reach) {
+                (MemberState::Alive | MemberState::Suspect, Reach::Unknown | Reach::Answers) => None,
+                (MemberState::Down, Reach::Answers) => None,
+                (MemberState::Alive | MemberState::Suspect, Reach::Silent) => Some(Why::Suspected),
+                (MemberState::Down, Reach::Unknown | Reach::Silent) => Some(Why::Down),
+                (MemberState::Left, _) => unreachable!(),
+            };
+            let one = node(1, &apps).is(state).reached(reach);
+            let both = pools(&[one.clone(), other.clone()]);
+            let octets = if expected.is_none() { " 1 9" } else { " 9" };
+            assert_eq!(served(&both, "h.com", "/"), format!("a{octets}"), "{state:?} {reach:?}");
+            assert_eq!(tcp(&both, 5000), format!("t{octets}"), "{state:?} {reach:?}");
+            assert!(!found(&both, "h.com", "/").unwrap().is_last_resort);
+            assert_eq!(
+                both.out.values().map(|out| out.why).collect::<Vec<_>>(),
+                [expected; 2].iter().flatten().copied().collect::<Vec<_>>()
+            );
+            // Nobody else: it stays, marked for what it is.
+            let alone = pools(&[one]);
+            assert_eq!((served(&alone, "h.com", "/"), tcp(&alone, 5000)), ("a 1".to_owned(), "t 1".to_owned()));
+            assert_eq!(found(&alone, "h.com", "/").unwrap().is_last_resort, expected.is_some(), "{state:?} {reach:?}");
         }
-        let down = pools(&[up.clone().is(MemberState::Down)]);
-        assert_eq!((served(&down, "h.com", "/"), tcp(&down, 5000)), ("a".to_owned(), "t".to_owned()));
-        assert!(down.loads.is_empty());
-        let left = pools(&[up.clone().is(MemberState::Left)]);
-        assert_eq!((left.routes.len(), left.ports.len(), left.loads.len()), (0, 0, 0));
-        // A node that is back under its name, with another offer, has taken the old one back.
-        let back = Node { id: 7, ..node(1, &[app("a", &["other.com"], "/")]) };
-        let pools = pools(&[up.is(MemberState::Down), back]);
-        assert_eq!(
-            (served(&pools, "h.com", "/"), served(&pools, "other.com", "/")),
-            ("nobody".to_owned(), "a 1".to_owned())
+    }
+
+    #[test]
+    fn what_a_backend_says_itself_counts_at_once_and_for_the_last_one_too() {
+        for (state, reach) in all_ways() {
+            for word in [AppState::Draining, AppState::Starting] {
+                let pools = pools(&[node(1, &[app("a", &["h.com"], "/")]).is(state).reached(reach).with(word)]);
+                assert_eq!(served(&pools, "h.com", "/"), "a", "{state:?} {reach:?} {word:?}");
+                assert!(!found(&pools, "h.com", "/").unwrap().is_last_resort);
+            }
+        }
+        for reach in [Reach::Unknown, Reach::Answers, Reach::Silent] {
+            let left = pools(&[node(1, &[app("a", &["h.com"], "/")]).is(MemberState::Left).reached(reach)]);
+            assert_eq!((left.routes.len(), left.ports.len(), left.loads.len(), left.out.len()), (0, 0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn no_pool_is_emptied_by_suspicion_or_death() {
+        let all: Vec<Node> = (1..=3).map(|id| node(id, &[app("a", &["h.com"], "/")])).collect();
+        let seen = |ways: [(MemberState, Reach); 3]| {
+            let nodes: Vec<Node> =
+                all.iter().zip(ways).map(|(node, (state, reach))| node.clone().is(state).reached(reach)).collect();
+            let pools = pools(&nodes);
+            let is_last_resort = found(&pools, "h.com", "/").unwrap().is_last_resort;
+            (served(&pools, "h.com", "/"), is_last_resort)
+        };
+        let (fine, suspected, down) = (
+            (MemberState::Alive, Reach::Answers),
+            (MemberState::Alive, Reach::Silent),
+            (MemberState::Down, Reach::Silent),
         );
+        assert_eq!(seen([fine, suspected, down]), ("a 1".to_owned(), false));
+        assert_eq!(seen([suspected, suspected, down]), ("a 1 2".to_owned(), true));
+        assert_eq!(seen([down, suspected, down]), ("a 2".to_owned(), true));
+        assert_eq!(seen([down, down, down]), ("a 1 2 3".to_owned(), true));
+        assert_eq!(seen([down, (MemberState::Down, Reach::Answers), suspected]), ("a 2".to_owned(), false));
+        // One that drains is not there for others, and does not keep them out.
+        let draining = all[0].clone().with(AppState::Draining);
+        let rest = all[1].clone().reached(Reach::Silent);
+        assert_eq!(served(&pools(&[draining, rest]), "h.com", "/"), "a 2");
+    }
+
+    #[test]
+    fn a_suspected_one_holds_its_routes_and_one_that_is_down_and_answers_does_too() {
+        let b_first = pools(&[node(2, &[app("b", &["h.com"], "/")])]);
+        let other = node(1, &[app("a", &["h.com"], "/")]);
+        for (state, reach) in [(MemberState::Alive, Reach::Silent), (MemberState::Down, Reach::Answers)] {
+            let holder = node(2, &[app("b", &["h.com"], "/")]).is(state).reached(reach);
+            assert_eq!(served(&next(&b_first, &[holder, other.clone()]), "h.com", "/"), "b 2");
+        }
+    }
+
+    #[test]
+    fn a_sign_of_life_on_the_data_path_holds_both_off_for_a_second() {
+        let nodes = [1, 2].map(|id| node(id, &[app("a", &["h.com"], "/")]));
+        let start = Instant::now();
+        let first = next_at(&Pools::default(), &nodes, &Rules::default(), start);
+        let load = Arc::clone(&found(&first, "h.com", "/").unwrap().backends[0].load);
+        let after = |millis| start + Duration::from_millis(millis);
+        load.succeeded(after(100));
+        for (state, reach) in [
+            (MemberState::Alive, Reach::Silent),
+            (MemberState::Down, Reach::Silent),
+            (MemberState::Down, Reach::Unknown),
+        ] {
+            let doubted = [nodes[0].clone().is(state).reached(reach), nodes[1].clone()];
+            let at = |millis| next_at(&first, &doubted, &Rules::default(), after(millis));
+            for millis in [100, 101, 600, 1098] {
+                let held = at(millis);
+                assert_eq!(served(&held, "h.com", "/"), "a 1 2", "{state:?} {reach:?} {millis}");
+                assert!(held.out.is_empty() && Arc::ptr_eq(&held.loads[&key(1)], &load));
+                let again = held.look_again.unwrap().duration_since(after(millis));
+                let left = Duration::from_millis(1100 - millis);
+                assert!(again >= left.saturating_sub(Duration::from_millis(1)), "{again:?} {left:?}");
+                assert!(again <= left.max(LOOK_AGAIN_MIN) + Duration::from_millis(1), "{again:?} {left:?}");
+            }
+            let over = at(1101);
+            assert_eq!((served(&over, "h.com", "/"), over.look_again), ("a 2".to_owned(), None), "{state:?} {reach:?}");
+        }
+        // Nobody is looked at again who is in rotation anyway, and a word of its own is not held off.
+        assert_eq!(next_at(&first, &nodes, &Rules::default(), after(200)).look_again, None);
+        let draining = [nodes[0].clone().with(AppState::Draining).reached(Reach::Silent), nodes[1].clone()];
+        assert_eq!(served(&next_at(&first, &draining, &Rules::default(), after(200)), "h.com", "/"), "a 2");
+    }
+
+    #[test]
+    fn a_suspicion_keeps_the_load_and_the_place_in_the_turn_and_death_does_not() {
+        let nodes = [1, 2, 3].map(|id| node(id, &[app("a", &["h.com"], "/")]));
+        let with_second = |state, reach| {
+            let mut nodes = nodes.clone();
+            nodes[1] = nodes[1].clone().is(state).reached(reach);
+            nodes
+        };
+        let pick = |pools: &Pools| match found(pools, "h.com", "/")
+            .unwrap()
+            .pick(client(), &[])
+            .unwrap()
+            .backend()
+            .address
+            .ip()
+        {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(_) => 0,
+        };
+        let standing = |pools: &Pools| pools.loads[&key(2)].standing();
+        let first = pools(&nodes);
+        let load = Arc::clone(&first.loads[&key(2)]);
+        assert_eq!([pick(&first), pick(&first), pick(&first), pick(&first)], [1, 2, 3, 1]);
+        let suspected = next(&first, &with_second(MemberState::Alive, Reach::Silent));
+        first.tell_loads(&suspected);
+        assert!(Arc::ptr_eq(&suspected.loads[&key(2)], &load));
+        assert_eq!((standing(&suspected), load.gone.is_cancelled()), (Standing::Doubtful, false));
+        assert_eq!([pick(&suspected), pick(&suspected)], [3, 1]);
+        let since = suspected.out[&key(2)].since;
+        // It goes on for a while, and is over.
+        let still = next(&suspected, &with_second(MemberState::Suspect, Reach::Silent));
+        assert_eq!(still.out[&key(2)].since, since);
+        let back = next(&still, &nodes);
+        still.tell_loads(&back);
+        assert!(Arc::ptr_eq(&back.loads[&key(2)], &load) && back.out.is_empty());
+        assert_eq!(standing(&back), Standing::Fine);
+        assert_eq!([pick(&back), pick(&back), pick(&back)], [3, 1, 2]);
+        // Down: cut once, whether another is there or not.
+        let down = next(&back, &with_second(MemberState::Down, Reach::Silent));
+        back.tell_loads(&down);
+        assert_eq!((load.standing(), load.gone.is_cancelled()), (Standing::Lost, true));
+        let fresh = Arc::clone(&down.loads[&key(2)]);
+        assert!(!Arc::ptr_eq(&fresh, &load));
+        assert_eq!((fresh.standing(), fresh.gone.is_cancelled()), (Standing::Doubtful, false));
+        let still = next(&down, &with_second(MemberState::Down, Reach::Unknown));
+        down.tell_loads(&still);
+        assert!(Arc::ptr_eq(&still.loads[&key(2)], &fresh) && !fresh.gone.is_cancelled());
+        // What was sent there meanwhile goes on when it is back.
+        let back = next(&still, &nodes);
+        still.tell_loads(&back);
+        assert!(Arc::ptr_eq(&back.loads[&key(2)], &fresh) && !fresh.gone.is_cancelled());
+        assert_eq!(fresh.standing(), Standing::Fine);
+    }
+
+    #[test]
+    fn a_last_resort_that_is_down_has_a_fresh_load_and_keeps_it() {
+        let up = node(1, &[app("a", &["h.com"], "/")]);
+        let down = up.clone().is(MemberState::Down);
+        let first = pools(std::slice::from_ref(&up));
+        let second = next(&first, std::slice::from_ref(&down));
+        first.tell_loads(&second);
+        assert!(first.loads[&key(1)].gone.is_cancelled());
+        let pool = found(&second, "h.com", "/").unwrap();
+        assert!(pool.is_last_resort && !pool.backends[0].load.gone.is_cancelled());
+        let lease = pool.pick(client(), &[]).unwrap();
+        // Another roster, with something new in it: neither the pool nor the load is another.
+        let third = next(&second, &[down.clone(), node(5, &[app("z", &["z.com"], "/")])]);
+        second.tell_loads(&third);
+        assert!(Arc::ptr_eq(found(&third, "h.com", "/").unwrap(), pool) && !lease.backend().load.gone.is_cancelled());
+        // It serves after all: in rotation for a second, each time. What is open when that ends is not cut.
+        let mut last = third;
+        for round in 0..3 {
+            let now = Instant::now() + Duration::from_secs(round * 10);
+            lease.backend().load.succeeded(now);
+            for (after, is_out) in [(0, false), (2, true)] {
+                let later = now + Duration::from_secs(after);
+                let pools = next_at(&last, std::slice::from_ref(&down), &Rules::default(), later);
+                last.tell_loads(&pools);
+                assert_eq!(pools.out.contains_key(&key(1)), is_out);
+                assert!(Arc::ptr_eq(&pools.loads[&key(1)], &lease.backend().load));
+                assert!(!lease.backend().load.gone.is_cancelled());
+                last = pools;
+            }
+        }
+        // Back, and down again: that is another death.
+        let back = next(&last, std::slice::from_ref(&up));
+        let dead = next_at(&back, &[down], &Rules::default(), Instant::now() + Duration::from_secs(60));
+        back.tell_loads(&dead);
+        assert!(lease.backend().load.gone.is_cancelled());
+    }
+
+    #[test]
+    fn what_a_node_offered_before_it_went_down_counts_until_it_is_back_or_has_left() {
+        let down = Node { since: 10, ..node(1, &[app("a", &["h.com"], "/")]).is(MemberState::Down) };
+        // Under its name, with another offer.
+        let back = Node { id: 7, ..node(1, &[app("a", &["other.com"], "/")]) };
+        let after = pools(&[down.clone(), back]);
+        assert_eq!((served(&after, "h.com", "/"), served(&after, "other.com", "/")), ("nobody".into(), "a 1".into()));
+        // It was back, and has said goodbye since.
+        let left = |since| Node { id: 7, since, ..node(1, &[app("a", &["h.com"], "/")]).is(MemberState::Left) };
+        assert!(pools(&[down.clone(), left(20)]).routes.is_empty());
+        assert_eq!(served(&pools(&[down.clone(), left(5)]), "h.com", "/"), "a 1", "that was the run before");
+        // One of the same name that answers is another node.
+        let twin = Node { id: 8, name: "n1".to_owned(), ..node(2, &[app("a", &["h.com"], "/")]) };
+        assert_eq!(served(&pools(&[down.clone(), twin.clone()]), "h.com", "/"), "a 2");
+        assert_eq!(served(&pools(&[down.reached(Reach::Answers), twin]), "h.com", "/"), "a 1 2");
+    }
+
+    #[test]
+    fn at_one_address_the_run_that_answers_speaks() {
+        let old = Node { id: 4, ..node(1, &[app("a", &["h.com"], "/")]) };
+        let new = Node { id: 3, name: "renamed".to_owned(), ..node(1, &[app("a", &["h.com"], "/")]) };
+        for (state, reach) in [(MemberState::Alive, Reach::Silent), (MemberState::Down, Reach::Unknown)] {
+            let first = pools(std::slice::from_ref(&old));
+            for both in [
+                [old.clone().is(state).reached(reach), new.clone()],
+                [new.clone(), old.clone().is(state).reached(reach)],
+            ] {
+                let pools = next(&first, &both);
+                first.tell_loads(&pools);
+                let pool = found(&pools, "h.com", "/").unwrap();
+                assert_eq!(
+                    (shown(pool), pool.is_last_resort, pool.backends[0].node),
+                    ("a 1".to_owned(), false, NodeId(3))
+                );
+                assert_eq!((pools.out.len(), pools.loads[&key(1)].standing()), (0, Standing::Fine));
+            }
+            // When that one drains, the old one's word is no reason to go on.
+            let draining = new.clone().with(AppState::Draining);
+            assert_eq!(served(&next(&first, &[old.clone().is(state).reached(reach), draining]), "h.com", "/"), "a");
+        }
     }
 
     #[test]
@@ -857,20 +1217,20 @@ mod tests {
         let mut heavy = nodes.clone();
         heavy[0].apps[0].0.weight = Weight::try_from(300).unwrap();
         let heavy = next(&first, &[heavy[0].clone(), heavy[1].clone().with(AppState::Draining)]);
-        first.cancel_gone(&heavy);
+        first.tell_loads(&heavy);
         assert_eq!(is_gone(), [false, false]);
         let open = |pools: &Pools| pools.loads.values().map(|load| load.active.load(Ordering::Relaxed)).sum::<u32>();
         assert_eq!(open(&heavy), 2);
         // Down and left are gone, each on its own.
         let one = next(&heavy, &[nodes[0].clone(), nodes[1].clone().is(MemberState::Down)]);
-        heavy.cancel_gone(&one);
+        heavy.tell_loads(&one);
         assert_eq!(is_gone(), [false, true]);
-        let down = || heavy.loads.values().filter(|load| load.down.is_cancelled()).count();
-        assert_eq!(down(), 1);
+        let lost = || heavy.loads.values().filter(|load| load.standing() == Standing::Lost).count();
+        assert_eq!(lost(), 1);
         let none = next(&one, &[nodes[0].clone().is(MemberState::Left)]);
-        one.cancel_gone(&none);
+        one.tell_loads(&none);
         assert_eq!(is_gone(), [true, true]);
-        assert_eq!(down(), 1, "the other one left");
+        assert_eq!((lost(), none.loads.len()), (1, 0), "the other one left");
         // Who comes back begins anew.
         let back = next(&none, &nodes);
         assert_eq!((back.loads.len(), open(&back)), (2, 0));
@@ -884,7 +1244,7 @@ mod tests {
         let old = pools(&[node(1, &[app("a", &[], "/")])]);
         let moved = next(&old, &[node(1, &[App { port: port(8081), ..app("a", &[], "/") }])]);
         let load = old.loads.values().next().unwrap();
-        old.cancel_gone(&moved);
+        old.tell_loads(&moved);
         assert!(load.gone.is_cancelled());
     }
 
@@ -894,7 +1254,7 @@ mod tests {
         let first = pools(&nodes);
         // The pools in between were never published.
         let back = next(&next(&first, &[]), &nodes);
-        first.cancel_gone(&back);
+        first.tell_loads(&back);
         assert!(first.loads.values().all(|load| load.gone.is_cancelled()));
         assert!(back.loads.values().all(|load| !load.gone.is_cancelled()));
     }

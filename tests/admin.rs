@@ -88,7 +88,7 @@ fn members() -> Vec<Member> {
 
 fn balancer() -> (Sources, World) {
     let roster = roster(members());
-    let pools = Arc::new(Pools::default().next(&roster, &Rules::default()));
+    let pools = Arc::new(Pools::default().next(&roster, &Rules::default(), Instant::now()));
     let store = StoreReport { url: "file:///seeds".into(), last_ok: Some(SystemTime::now()), error: None, seeds: 2 };
     let (lifecycle_sender, lifecycle) = watch::channel(Lifecycle::Ready);
     let (roster_sender, roster) = watch::channel(roster);
@@ -374,7 +374,7 @@ async fn everything_that_is_wrong_is_said() {
     let mut foreign = app("smtp", 25, &[]);
     foreign.listen = Port::new(25).unwrap();
     let refused = roster(vec![member(2, Role::Backend, MemberState::Alive, vec![(foreign, AppState::Ready)])]);
-    world.pools.send_replace(Arc::new(Pools::default().next(&refused, &Rules::default())));
+    world.pools.send_replace(Arc::new(Pools::default().next(&refused, &Rules::default(), Instant::now())));
     let reason = Some("cannot connect to 127.0.0.1:8080: connection refused".into());
     let local = LocalAppReport { app: app("web", 8080, &[]), state: AppState::Starting, reason };
     world.local_apps.send_replace(Arc::new(vec![local]));
@@ -433,7 +433,7 @@ async fn a_counter_does_not_fall_when_its_backend_leaves_between_two_scrapes() {
     let name = "scrimp_app_requests_total{app=\"web\"}";
     assert_eq!(server.number(name).await, Some(20.0));
     let smaller = roster(members().into_iter().filter(|member| member.id != NodeId(3)).collect());
-    server.world.pools.send_replace(Arc::new(before.next(&smaller, &Rules::default())));
+    server.world.pools.send_replace(Arc::new(before.next(&smaller, &Rules::default(), Instant::now())));
     assert_eq!(server.number(name).await, Some(20.0));
 }
 

@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scrimp::app::{AppState, Protocol};
+use scrimp::backend::Load;
+use scrimp::member::{MemberState, Reach};
 use scrimp::name::Port;
 use scrimp::proxy::OnRemoval;
 use support::{Bed, BlackHole, Message, Node, Origin, SOON, Wire, http_app, is_ended, nobody, ok, reset, until};
@@ -767,6 +769,265 @@ fn responses_of_a_removed_backend_end_if_they_are_to() {
             wire.body(&mut response);
             assert_eq!((response.text(), response.is_cut), ("rest", false));
         }
+    }
+}
+
+/// A server that reads requests and answers each only when it is told to, with its name.
+struct Mute {
+    origin: Origin,
+    asked: Arc<AtomicUsize>,
+    answer: Arc<AtomicUsize>,
+}
+
+impl Mute {
+    fn new(name: &'static str) -> Self {
+        let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (count, may) = (Arc::clone(&asked), Arc::clone(&answer));
+        let origin = Origin::http(move |_| {
+            let number = count.fetch_add(1, Ordering::SeqCst);
+            let start = Instant::now();
+            while may.load(Ordering::SeqCst) <= number && start.elapsed() < SOON * 3 {
+                thread::sleep(Duration::from_millis(2));
+            }
+            Some(ok(name))
+        });
+        Self { origin, asked, answer }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    fn answer_all(&self) {
+        self.answer.store(usize::MAX, Ordering::SeqCst);
+    }
+}
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi";
+
+impl Stage {
+    /// Sends `request` on connections of their own until `mute` has one more; the one that it has.
+    fn ask_mute(&self, mute: &Mute, request: &str) -> Wire {
+        let before = mute.asked();
+        loop {
+            let mut wire = self.wire();
+            wire.send(request);
+            let mut answered = false;
+            until("somebody has it", || {
+                answered = is_readable(&wire);
+                answered || mute.asked() > before
+            });
+            if !answered {
+                return wire;
+            }
+        }
+    }
+
+    fn doubted(&self, backends: &[SocketAddr], count: usize, state: MemberState, reach: Reach) {
+        let mut nodes = self.nodes(backends);
+        for node in &mut nodes[..count] {
+            *node = node.clone().seen(state, reach);
+        }
+        self.bed.publish(&nodes);
+    }
+}
+
+fn is_readable(wire: &Wire) -> bool {
+    wire.stream.set_nonblocking(true).unwrap();
+    let is_readable = wire.stream.peek(&mut [0]).is_ok();
+    wire.stream.set_nonblocking(false).unwrap();
+    is_readable
+}
+
+#[test]
+fn under_suspicion_a_request_that_may_be_sent_twice_moves_and_any_other_waits() {
+    let (mute, good) = (Mute::new("mute"), Origin::named("good"));
+    let both = [mute.origin.address, good.address];
+    let stage = Stage::on(Bed::with(|config| config.on_removal = OnRemoval::Kill), &both);
+    let (mut get, mut post) = (stage.ask_mute(&mute, GET), stage.ask_mute(&mute, POST));
+    stage.doubted(&both, 1, MemberState::Alive, Reach::Silent);
+    assert_eq!(get.response().text(), "good");
+    for _ in 0..5 {
+        assert_eq!(stage.get("a.example", "/").text(), "good");
+    }
+    assert!(!is_readable(&post), "it may not be sent twice, and is not cut");
+    mute.answer_all();
+    assert_eq!(post.response().text(), "mute");
+    assert_eq!((mute.asked(), stage.bed.counters.killed.get()), (2, 0));
+    // Back in rotation, and under suspicion once more: it is as it was the first time.
+    let mute = Mute::new("mute");
+    let both = [mute.origin.address, good.address];
+    for _ in 0..3 {
+        stage.doubted(&both, 0, MemberState::Alive, Reach::Answers);
+        let mut get = stage.ask_mute(&mute, GET);
+        stage.doubted(&both, 1, MemberState::Suspect, Reach::Silent);
+        assert_eq!(get.response().text(), "good");
+    }
+}
+
+#[test]
+fn a_request_on_its_way_to_a_suspected_backend_does_not_wait_for_the_connect() {
+    let (hole, good) = (BlackHole::new(), Origin::named("good"));
+    let both = [hole.address, good.address];
+    let stage = Stage::on(Bed::with(|config| config.timeouts.connect = SOON * 6), &both);
+    let mut wires: Vec<Wire> = (0..2)
+        .map(|_| {
+            let mut wire = stage.wire();
+            wire.send(GET);
+            wire
+        })
+        .collect();
+    until("one is answered", || wires.iter().any(is_readable));
+    stage.doubted(&both, 1, MemberState::Alive, Reach::Silent);
+    for wire in &mut wires {
+        assert_eq!(wire.response().text(), "good");
+    }
+}
+
+#[test]
+fn with_nobody_else_in_rotation_requests_wait_until_somebody_is() {
+    let (one, two) = (Mute::new("one"), Mute::new("two"));
+    let both = [one.origin.address, two.origin.address];
+    let stage = Stage::new(&both);
+    let ask = || {
+        let mut wire = stage.wire();
+        wire.send(GET);
+        wire
+    };
+    let mut wires = vec![ask(), ask()];
+    until("each has one", || (one.asked(), two.asked()) == (1, 1));
+    stage.doubted(&both, 2, MemberState::Alive, Reach::Silent);
+    // They stay as a last resort: what comes now is sent to them too.
+    until("each has one more", || {
+        wires.push(ask());
+        one.asked() > 1 && two.asked() > 1
+    });
+    until("each request is somewhere", || one.asked() + two.asked() == wires.len());
+    assert!(!wires.iter().any(is_readable), "nobody has answered");
+    // One of them answers after all.
+    let at_two = two.asked();
+    two.answer_all();
+    until("those that it has are answered", || wires.iter().filter(|wire| is_readable(wire)).count() == at_two);
+    wires.retain_mut(|wire| !is_readable(wire) || wire.response().text() != "two");
+    assert_eq!(wires.len(), one.asked(), "nobody moves from one that is suspected to another");
+    assert_eq!(two.asked(), at_two);
+    // It is back in rotation: now it is the better choice for the others too.
+    let mut nodes = stage.nodes(&both);
+    nodes[0] = nodes[0].clone().seen(MemberState::Alive, Reach::Silent);
+    stage.bed.publish(&nodes);
+    for wire in &mut wires {
+        assert_eq!(wire.response().text(), "two");
+    }
+}
+
+#[test]
+fn a_last_resort_that_is_down_is_asked_and_serves_again_when_it_is_back() {
+    for on_removal in [OnRemoval::Kill, OnRemoval::Drain] {
+        let mute = Mute::new("mute");
+        let at = [mute.origin.address];
+        let stage = Stage::on(Bed::with(|config| config.on_removal = on_removal), &at);
+        let mut get = stage.ask_mute(&mute, GET);
+        stage.doubted(&at, 1, MemberState::Down, Reach::Silent);
+        // What it still owes will hardly come, and nobody else can be asked.
+        assert_eq!(get.response().status(), 502, "{on_removal:?}");
+        // What comes now is asked there all the same, and is not cut by the next roster.
+        let mut late = stage.ask_mute(&mute, POST);
+        stage.doubted(&at, 1, MemberState::Down, Reach::Unknown);
+        stage.doubted(&at, 1, MemberState::Alive, Reach::Answers);
+        mute.answer_all();
+        assert_eq!(late.response().text(), "mute", "{on_removal:?}");
+        assert_eq!(stage.get("a.example", "/").text(), "mute");
+        assert_eq!(stage.bed.counters.no_backend.get(), 0);
+    }
+    // Where nobody listens any more, that is what the client is told.
+    let gone = [nobody()];
+    let stage = Stage::new(&gone);
+    stage.doubted(&gone, 1, MemberState::Down, Reach::Silent);
+    assert_eq!(stage.get("a.example", "/").status(), 502);
+}
+
+#[test]
+fn requests_of_a_node_that_goes_down_move_whatever_is_cut() {
+    for on_removal in [OnRemoval::Kill, OnRemoval::Drain] {
+        let (mute, good) = (Mute::new("mute"), Origin::named("good"));
+        let both = [mute.origin.address, good.address];
+        let stage = Stage::on(Bed::with(|config| config.on_removal = on_removal), &both);
+        let (mut get, mut post) = (stage.ask_mute(&mute, GET), stage.ask_mute(&mute, POST));
+        stage.doubted(&both, 1, MemberState::Down, Reach::Silent);
+        assert_eq!(get.response().text(), "good", "{on_removal:?}");
+        match on_removal {
+            OnRemoval::Kill => assert_eq!(post.response().status(), 502),
+            OnRemoval::Drain => {
+                assert!(!is_readable(&post));
+                mute.answer_all();
+                assert_eq!(post.response().text(), "mute");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_response_under_way_outlives_a_suspicion() {
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = std::sync::Mutex::new(may_go);
+    let origin = Origin::start(move |stream| {
+        let mut wire = Wire::new(stream);
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf");
+        let _ = may_go.lock().unwrap().recv_timeout(SOON);
+        let _ = wire.stream.write_all(b"rest");
+    });
+    let good = Origin::named("good");
+    let both = [origin.address, good.address];
+    let stage = Stage::on(Bed::with(|config| config.on_removal = OnRemoval::Kill), &both[..1]);
+    let mut wire = stage.wire();
+    wire.send(GET);
+    let mut response = wire.head().unwrap();
+    assert_eq!(wire.read_exactly(4), b"half");
+    // The response's head is a sign of life for a second.
+    until("it is suspected", || {
+        stage.doubted(&both, 1, MemberState::Alive, Reach::Silent);
+        !stage.bed.pools().out.is_empty()
+    });
+    assert!(!is_ended(&wire.stream));
+    go.send(()).unwrap();
+    response.fields = vec![("content-length".into(), "4".into())];
+    wire.body(&mut response);
+    assert_eq!((response.text(), response.is_cut), ("rest", false));
+}
+
+#[test]
+fn a_response_holds_a_suspicion_off_for_a_second() {
+    let (a, b) = (Origin::named("a"), Origin::named("b"));
+    let both = [a.address, b.address];
+    let stage = Stage::new(&both);
+    let load = |at: SocketAddr| -> Arc<Load> {
+        let pools = stage.bed.pools();
+        Arc::clone(pools.loads.iter().find(|((_, address), _)| *address == at).unwrap().1)
+    };
+    assert_eq!(load(a.address).since_success(Instant::now()), None);
+    until("a has answered", || stage.get("a.example", "/").text() == "a");
+    assert!(load(a.address).since_success(Instant::now()).unwrap() < SOON);
+    for (state, reach) in [(MemberState::Alive, Reach::Silent), (MemberState::Down, Reach::Silent)] {
+        stage.doubted(&both, 0, MemberState::Alive, Reach::Answers);
+        let asked = || {
+            until("a has answered", || stage.get("a.example", "/").text() == "a");
+            stage.doubted(&both, 1, state, reach);
+            load(a.address).since_success(Instant::now())
+        };
+        // On a machine that is very slow just now, once more.
+        until("it was held off", || {
+            asked().is_some_and(|since| since < Duration::from_millis(900)) && stage.bed.pools().out.is_empty()
+        });
+        until("its second is over", || {
+            stage.doubted(&both, 1, state, reach);
+            let pools = stage.bed.pools();
+            let is_old =
+                load(a.address).since_success(Instant::now()).is_none_or(|since| since >= Duration::from_secs(1));
+            assert!(pools.out.is_empty() || is_old);
+            !pools.out.is_empty()
+        });
+        assert_eq!(stage.get("a.example", "/").text(), "b");
     }
 }
 

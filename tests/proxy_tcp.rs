@@ -10,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scrimp::app::{AppState, PolicyName};
+use scrimp::backend::Standing;
+use scrimp::member::{MemberState, Reach};
 use scrimp::name::{Port, Weight};
 use scrimp::proxy::OnRemoval;
 use support::{
@@ -134,6 +136,104 @@ fn draining_lets_connections_of_a_removed_backend_finish() {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(&client).unwrap(), b"the rest");
     assert_eq!(bed.counters.killed.get(), 0);
+}
+
+/// The backends at these nodes' places, seen so.
+fn seen(nodes: &[Node], state: MemberState, reach: Reach) -> Vec<Node> {
+    nodes.iter().map(|node| node.clone().seen(state, reach)).collect()
+}
+
+#[test]
+fn a_connection_outlives_a_suspicion_and_is_cut_when_its_backend_is_down() {
+    let bed = Bed::with(|config| config.on_removal = OnRemoval::Kill);
+    let port = bed.port();
+    let (a, b) = (Origin::greeting("a"), Origin::greeting("b"));
+    let nodes = [Node::new(1, vec![tcp_app(port, a.address)]), Node::new(2, vec![tcp_app(port, b.address)])];
+    bed.publish_and_open(&nodes[..1], port);
+    let mut client = bed.connect(port);
+    assert_eq!(read_exactly(&client, 1), b"a");
+    let with_a = |state, reach| [seen(&nodes[..1], state, reach), nodes[1..].to_vec()].concat();
+    for _ in 0..3 {
+        // What came from it is a sign of life for a second.
+        until("new ones go to b", || {
+            let pools = bed.publish(&with_a(MemberState::Alive, Reach::Silent));
+            !pools.out.is_empty() && greeted_by(&bed, port) == 'b'
+        });
+        client.write_all(b"still here").unwrap();
+        assert_eq!(read_exactly(&client, 10), b"still here");
+        bed.publish(&with_a(MemberState::Suspect, Reach::Answers));
+        until("a is back", || greeted_by(&bed, port) == 'a');
+    }
+    // Down in the gossip alone, it stays.
+    bed.publish(&with_a(MemberState::Down, Reach::Answers));
+    until("a is still asked", || greeted_by(&bed, port) == 'a');
+    assert!(!is_ended(&client));
+    assert_eq!(bed.counters.killed.get(), 0);
+    until("a is out", || !bed.publish(&with_a(MemberState::Down, Reach::Silent)).out.is_empty());
+    until_within("the connection ends", Duration::from_secs(1), &mut || is_ended(&client));
+    assert!(bed.counters.killed.get() >= 1);
+    for _ in 0..4 {
+        assert_eq!(greeted_by(&bed, port), 'b');
+    }
+}
+
+#[test]
+fn the_last_ones_serve_on_and_what_they_serve_is_not_cut_again() {
+    let bed = Bed::with(|config| config.on_removal = OnRemoval::Kill);
+    let port = bed.port();
+    let (a, b) = (Origin::greeting("a"), Origin::greeting("b"));
+    let nodes = [Node::new(1, vec![tcp_app(port, a.address)]), Node::new(2, vec![tcp_app(port, b.address)])];
+    bed.publish_and_open(&nodes, port);
+    for (state, reach) in [(MemberState::Alive, Reach::Silent), (MemberState::Down, Reach::Unknown)] {
+        until("both are out", || bed.publish(&seen(&nodes, state, reach)).out.len() == 2);
+        until("the workers know it", || bed.pools().loads.values().all(|load| load.standing() == Standing::Doubtful));
+        let letters: Vec<char> = (0..8).map(|_| greeted_by(&bed, port)).collect();
+        assert_eq!((count(&letters, 'a'), count(&letters, 'b')), (4, 4), "{state:?}: {letters:?}");
+    }
+    let mut client = bed.connect(port);
+    read_exactly(&client, 1);
+    let killed = bed.counters.killed.get();
+    // They are down in roster after roster, and back in the end.
+    for nodes in [seen(&nodes, MemberState::Down, Reach::Silent), nodes.to_vec()] {
+        bed.publish(&nodes);
+        greeted_by(&bed, port);
+        client.write_all(b"here").unwrap();
+        assert_eq!(read_exactly(&client, 4), b"here");
+    }
+    assert_eq!((bed.counters.killed.get(), bed.counters.empty_pool.get()), (killed, 0));
+}
+
+#[test]
+fn bytes_from_a_backend_hold_a_suspicion_off_and_bytes_to_it_do_not() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (say, words) = std::sync::mpsc::channel::<()>();
+    let words = std::sync::Mutex::new(words);
+    let origin = Origin::start(move |mut stream| {
+        while words.lock().unwrap().recv().is_ok() {
+            let _ = stream.write_all(b".");
+        }
+    });
+    let node = Node::new(1, vec![tcp_app(port, origin.address)]);
+    let pools = bed.publish(std::slice::from_ref(&node));
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let load = pools.loads.values().next().unwrap();
+    let mut client = bed.connect(port);
+    client.write_all(b"hello?").unwrap();
+    until("it is on its way", || bed.counters.bytes_in.get() == 6);
+    assert_eq!(load.since_success(Instant::now()), None);
+    let silent = seen(&[node], MemberState::Alive, Reach::Silent);
+    assert_eq!(bed.publish(&silent).out.len(), 1);
+    let since = || load.since_success(Instant::now()).unwrap_or(Duration::MAX);
+    for _ in 0..3 {
+        until("it is held off", || {
+            say.send(()).unwrap();
+            read_exactly(&client, 1);
+            bed.publish(&silent).out.is_empty()
+        });
+        until("that is old", || bed.publish(&silent).out.len() == 1);
+        assert!(since() >= Duration::from_secs(1));
+    }
 }
 
 #[test]

@@ -235,7 +235,8 @@ fn route_key(route: &Route) -> (u16, Transport, Option<DomainPattern>, PathPrefi
 }
 
 fn pool_key(route: &Route) -> PoolKey {
-    let Pool { app, backends, balancer } = &*route.pool;
+    // A last resort is written like any other pool: when all fall under suspicion at once, nothing is reloaded.
+    let Pool { app, backends, balancer, is_last_resort: _ } = &*route.pool;
     let backends = backends
         .iter()
         .map(|backend| (backend.address, backend.protocol, backend.weight.get(), backend.node_name.clone()))

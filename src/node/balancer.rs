@@ -1,6 +1,7 @@
 //! A balancer: pools from the roster, served by the proxy or written for nginx.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +47,7 @@ pub async fn run(config: Config, reread_config: Reread) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes pools of every new roster, and of new rules.
+/// Makes pools of every new roster, of new rules, and when a sign of life on the data path has become old.
 async fn follow(
     mut roster: watch::Receiver<Arc<Roster>>,
     mut rules: watch::Receiver<Rules>,
@@ -56,14 +57,23 @@ async fn follow(
     loop {
         let next = {
             let (roster, rules, last) = (roster.borrow_and_update(), rules.borrow_and_update(), pools.borrow());
-            Arc::new(last.next(&roster, &rules))
+            Arc::new(last.next(&roster, &rules, Instant::now()))
         };
+        let look_again = next.look_again;
         pools.send_replace(next);
         tokio::select! {
             changed = roster.changed() => if changed.is_err() { return },
             changed = rules.changed() => if changed.is_err() { return },
+            () = sleep_until(look_again) => {}
             () = closed.cancelled() => return,
         }
+    }
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A request goes to one backend after another until one has it: a connect that fails, or a kept connection that
 //! turns out to be closed before anything was sent, moves on whatever the method. Once bytes were sent, only a
-//! request that may be repeated (an idempotent method, no body) is tried again.
+//! request that may be repeated (an idempotent method, no body) is tried again: also when its backend falls under
+//! suspicion before it has begun to answer, and there is another in rotation.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -36,9 +37,9 @@ use super::upstream::{self, Sender};
 use super::worker::Worker;
 use super::{Config, dial};
 use crate::app::Protocol;
-use crate::backend::Lease;
+use crate::backend::{Backend, Lease, Load, Standing};
 use crate::name::Port;
-use crate::pool::{Pool, PortRoutes};
+use crate::pool::{Pool, Pools, PortRoutes};
 
 /// Backends that one request is tried on.
 const BACKENDS_MAX: usize = 3;
@@ -182,8 +183,8 @@ enum Miss {
     Unsent,
     /// The connection ended before a response began.
     Lost,
-    /// The backend's node went down while the request, which may be sent twice, waited for its answer.
-    Down,
+    /// The backend fell out of rotation while the request, which may be sent twice, waited for its answer.
+    Doubted,
     /// The client stopped sending its body.
     ClientSlow,
     /// The backend did not answer in time.
@@ -247,16 +248,15 @@ impl Connection {
         }
         let target = Target::of(&parts, self.config.limits.target_bytes)?;
         check_expectation(&parts)?;
-        let pool = self.route(&target)?;
+        let pool = self.route(&self.worker.pools(), &target)?;
         if is_full(&pool, self.config.limits.app_connections) {
             return Err(Page::Busy);
         }
         let outgoing = self.outgoing(parts, body, target);
-        self.forward(&pool, outgoing).await
+        self.forward(pool, outgoing).await
     }
 
-    fn route(&self, target: &Target) -> Result<Arc<Pool>, Page> {
-        let pools = self.worker.pools();
+    fn route(&self, pools: &Pools, target: &Target) -> Result<Arc<Pool>, Page> {
         match pools.stream(self.port) {
             Some(PortRoutes::Http(routes)) => {
                 routes.find(&target.host, target.route_path()).cloned().ok_or(Page::NoRoute)
@@ -284,7 +284,11 @@ impl Connection {
         Outgoing { request: Some(Request::from_parts(parts, body)), spare, progress, is_upgrade }
     }
 
-    async fn forward(self: &Rc<Self>, pool: &Pool, mut outgoing: Outgoing) -> Result<Response<ResponseBody>, Page> {
+    async fn forward(
+        self: &Rc<Self>,
+        mut pool: Arc<Pool>,
+        mut outgoing: Outgoing,
+    ) -> Result<Response<ResponseBody>, Page> {
         let mut failure = Page::NoBackend;
         let mut tried = Vec::new();
         let mut reached = 0;
@@ -301,9 +305,15 @@ impl Connection {
             }
             reached += 1;
             failure = Page::BadGateway;
-            match self.attempt(&lease, &mut outgoing).await {
+            match self.attempt(&lease, &mut outgoing, &tried).await {
                 Ok((response, sender)) => return self.pass(response, sender, lease, outgoing.is_upgrade),
                 Err(miss) => self.go_on_after(&miss, &lease, &mut outgoing)?,
+            }
+            // Who is in doubt may not be the only one: those that are in rotation now are asked.
+            if lease.backend().load.standing() != Standing::Fine
+                && let Some(newest) = self.newest(&self.worker.pools(), &outgoing)
+            {
+                pool = newest;
             }
         }
         Err(failure)
@@ -311,13 +321,13 @@ impl Connection {
 
     /// Whether the request may go to another backend; if not, what the client is told.
     fn go_on_after(&self, miss: &Miss, lease: &Lease, outgoing: &mut Outgoing) -> Result<(), Page> {
-        if matches!(miss, Miss::Lost | Miss::Down | Miss::BackendSlow) {
+        if matches!(miss, Miss::Lost | Miss::Doubted | Miss::BackendSlow) {
             lease.failed();
         }
         match miss {
             Miss::Unsent => Ok(()),
-            Miss::Lost | Miss::Down if outgoing.restore() => Ok(()),
-            Miss::Lost | Miss::Down => Err(Page::BadGateway),
+            Miss::Lost | Miss::Doubted if outgoing.restore() => Ok(()),
+            Miss::Lost | Miss::Doubted => Err(Page::BadGateway),
             Miss::ClientSlow => Err(Page::RequestTimeout),
             Miss::BackendSlow => Err(Page::GatewayTimeout),
             Miss::Killed => {
@@ -328,9 +338,14 @@ impl Connection {
     }
 
     /// One backend: over a kept connection if there is one, else over a fresh one.
-    async fn attempt(&self, lease: &Lease, outgoing: &mut Outgoing) -> Result<(Response<Incoming>, Sender), Miss> {
+    async fn attempt(
+        &self,
+        lease: &Lease,
+        outgoing: &mut Outgoing,
+        tried: &[SocketAddr],
+    ) -> Result<(Response<Incoming>, Sender), Miss> {
         while let Some(sender) = self.worker.upstreams.take(lease.backend()) {
-            match self.send(sender, lease, outgoing).await {
+            match self.send(sender, lease, outgoing, tried).await {
                 // It was closed while it was idle, and nothing was sent.
                 Err(Miss::Unsent) => {}
                 // It was closed just as the request was sent. Once more over a fresh one, if that is harmless.
@@ -339,11 +354,12 @@ impl Connection {
             }
         }
         let connecting = dial::backend(&self.worker.shared, lease, self.config.timeouts.connect);
-        let Some(Ok(stream)) = until_gone(&self.worker.shared, lease, connecting).await else {
+        let connecting = self.unless_doubted(connecting, &lease.backend().load, outgoing, tried);
+        let Some(Some(Ok(stream))) = until_gone(&self.worker.shared, lease, connecting).await else {
             return Err(Miss::Unsent);
         };
         let sender = upstream::open(stream).await.map_err(|_| Miss::Unsent)?;
-        self.send(sender, lease, outgoing).await
+        self.send(sender, lease, outgoing, tried).await
     }
 
     async fn send(
@@ -351,34 +367,78 @@ impl Connection {
         mut sender: Sender,
         lease: &Lease,
         outgoing: &mut Outgoing,
+        tried: &[SocketAddr],
     ) -> Result<(Response<Incoming>, Sender), Miss> {
         let request = outgoing.request.take().ok_or(Miss::Lost)?;
         let response = sender.try_send_request(request);
-        let waiting = self.wait_while_up(response, lease, outgoing);
+        let load = &lease.backend().load;
+        let waiting = self.unless_doubted(self.wait(response, &outgoing.progress), load, outgoing, tried);
         match until_gone(&self.worker.shared, lease, waiting).await {
-            Some(Ok(Ok(response))) => Ok((response, sender)),
-            Some(Ok(Err(mut error))) => {
+            Some(None) => Err(Miss::Doubted),
+            Some(Some(Ok(Ok(response)))) => {
+                load.succeeded(Instant::now().into());
+                Ok((response, sender))
+            }
+            Some(Some(Ok(Err(mut error)))) => {
                 outgoing.request = error.take_message();
                 Err(if outgoing.request.is_some() { Miss::Unsent } else { Miss::Lost })
             }
-            Some(Err(miss)) => Err(miss),
+            Some(Some(Err(miss))) => Err(miss),
+            // It is cut, but with no harm done.
+            None if outgoing.spare.is_some() && load.standing() == Standing::Lost => Err(Miss::Doubted),
             None => Err(Miss::Killed),
         }
     }
 
-    /// Waits for a response; if the request may be sent twice, only while the backend's node is not down. A machine
-    /// that lost its power or its cable sends no reset: without this its requests would wait for the time-out.
-    async fn wait_while_up(
+    /// Runs `work` to its end; if the request may be sent twice, only as long as no other backend is the better choice:
+    /// none. A machine that lost its power or its cable sends no reset: without this its requests would wait for the
+    /// time-out.
+    async fn unless_doubted<T>(
         &self,
-        response: impl Future<Output = Sent>,
-        lease: &Lease,
+        work: impl Future<Output = T>,
+        load: &Load,
         outgoing: &Outgoing,
-    ) -> Result<Sent, Miss> {
+        tried: &[SocketAddr],
+    ) -> Option<T> {
         tokio::select! {
             biased;
-            outcome = self.wait(response, &outgoing.progress) => outcome,
-            () = lease.backend().load.down.cancelled(), if outgoing.spare.is_some() => Err(Miss::Down),
+            done = work => Some(done),
+            () = self.until_better_elsewhere(load, outgoing, tried), if outgoing.spare.is_some() => None,
         }
+    }
+
+    /// Until the backend is lost, or is in doubt while another that was not tried is in rotation. Nothing but a look at
+    /// one atomic as long as the backend is fine.
+    async fn until_better_elsewhere(&self, load: &Load, outgoing: &Outgoing, tried: &[SocketAddr]) {
+        loop {
+            let mut changed = pin!(load.standing_changed.notified());
+            changed.as_mut().enable();
+            match load.standing() {
+                Standing::Fine => {
+                    changed.await;
+                    continue;
+                }
+                Standing::Lost => return,
+                Standing::Doubtful => {}
+            }
+            let mut pools = self.worker.pools_to_come();
+            let newest = Arc::clone(&pools.borrow_and_update());
+            if self.newest(&newest, outgoing).is_some_and(|pool| has_other(&pool, tried)) {
+                return;
+            }
+            // Nobody else is there: it may still answer, it may be back, another may come.
+            drop(newest);
+            tokio::select! {
+                Ok(()) = pools.changed() => {}
+                () = changed => {}
+            }
+        }
+    }
+
+    /// The pool that the request would go to now.
+    fn newest(&self, pools: &Pools, outgoing: &Outgoing) -> Option<Arc<Pool>> {
+        let target = Target::of(outgoing.spare.as_deref()?, usize::MAX).ok()?;
+        self.route(pools, &target).ok()
     }
 
     /// Waits for a response as long as whose turn it is may take.
@@ -444,6 +504,12 @@ impl Connection {
         headers::put_upgrade(&mut parts.headers, protocol);
         Ok(Response::from_parts(parts, ResponseBody::page(Bytes::new(), Rc::clone(&self.watch))))
     }
+}
+
+/// Whether another backend is in rotation to which a request can go.
+fn has_other(pool: &Pool, tried: &[SocketAddr]) -> bool {
+    let is_other = |backend: &Arc<Backend>| backend.protocol == Protocol::Http && !tried.contains(&backend.address);
+    !pool.is_last_resort && pool.backends.iter().any(is_other)
 }
 
 impl Outgoing {

@@ -97,12 +97,12 @@ impl Manager {
         self.publish_places();
     }
 
-    /// Workers hear of new pools before anything is cancelled: who picked from the old ones finds its token
-    /// cancelled, and who picks later cannot pick what is gone.
+    /// Workers hear of new pools before the loads do: who picked from the old ones finds its token cancelled or the
+    /// backend in doubt, and who picks later cannot pick what is gone.
     fn follow(&mut self) {
         let next = Arc::clone(&self.source.borrow_and_update());
         let last = self.pools.send_replace(Arc::clone(&next));
-        last.cancel_gone(&next);
+        last.tell_loads(&next);
         let wanted = |port: Port| next.ports.contains_key(&(port, false));
         self.places.retain(|(port, _), _| wanted(*port));
         let bind = self.shared.config.load().bind.clone();

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::dial::reset_on_close;
+use crate::backend::Load;
 use crate::report::Counter;
 
 /// One buffer a direction, held while bytes wait in it. Measured by others: larger ones gain little without splice.
@@ -34,6 +35,8 @@ pub(super) struct End<'a> {
     pub(super) ahead: Bytes,
     /// Counts what this end sends.
     pub(super) sent: Option<&'a Counter>,
+    /// Is told when something has just arrived from this end.
+    pub(super) load: Option<&'a Load>,
 }
 
 /// How a relay came to its end.
@@ -53,6 +56,7 @@ pub(super) enum Outcome {
 /// A connection that broke is passed on as one: the other side is reset when it is closed.
 pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Outcome {
     let (client_stream, backend_stream) = (client.stream, backend.stream);
+    let backend_load = backend.load;
     let mut up = Flow::new(client.ahead, client.sent);
     let mut down = Flow::new(backend.ahead, backend.sent);
     let mut timer = pin!(tokio::time::sleep(idle));
@@ -69,6 +73,11 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
         }
         if up.moved + down.moved != before {
             moved_at = Instant::now();
+            if std::mem::take(&mut down.has_arrived)
+                && let Some(load) = backend_load
+            {
+                load.succeeded(moved_at.into());
+            }
         }
         poll_idle(cx, timer.as_mut(), moved_at + idle).map(|()| Outcome::Idle)
     });
@@ -120,13 +129,28 @@ struct Flow<'a> {
     end: usize,
     is_eof: bool,
     is_done: bool,
+    /// Everything that was there has been read: what comes next has arrived since.
+    is_drained: bool,
+    /// Something was read that arrived since: a sign of life, which what had waited for a slow reader is not.
+    has_arrived: bool,
     moved: u64,
     counter: Option<&'a Counter>,
 }
 
 impl<'a> Flow<'a> {
     fn new(ahead: Bytes, counter: Option<&'a Counter>) -> Self {
-        Self { ahead, buffer: None, start: 0, end: 0, is_eof: false, is_done: false, moved: 0, counter }
+        Self {
+            ahead,
+            buffer: None,
+            start: 0,
+            end: 0,
+            is_eof: false,
+            is_done: false,
+            is_drained: true,
+            has_arrived: false,
+            moved: 0,
+            counter,
+        }
     }
 
     /// Ready when everything has been passed on, the end included.
@@ -183,11 +207,15 @@ impl<'a> Flow<'a> {
             Ok(count) => {
                 (self.start, self.end) = (0, count);
                 self.moved += 1;
+                self.has_arrived |= std::mem::take(&mut self.is_drained);
                 if let Some(counter) = self.counter {
                     counter.add(count as u64);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (self.start, self.end) = (0, 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.is_drained = true;
+                (self.start, self.end) = (0, 0);
+            }
             Err(error) => return Poll::Ready(Err(error)),
         }
         Poll::Ready(Ok(()))
@@ -214,5 +242,52 @@ fn give_back(buffer: Option<Box<[u8]>>) {
                 kept.push(buffer);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (one, other) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (one.unwrap(), other.unwrap().0)
+    }
+
+    /// Moves what is there, one step at a time; how many of the reads were signs of life.
+    async fn signs_of_life(flow: &mut Flow<'_>, from: &TcpStream, to: &TcpStream, bytes: usize) -> usize {
+        let (mut signs, mut read) = (0, 0);
+        from.readable().await.unwrap();
+        while read < bytes || !flow.waiting().is_empty() {
+            let before = flow.waiting().len();
+            poll_fn(|cx| flow.advance(cx, from, to)).await.unwrap_or_else(|_| panic!("it broke"));
+            read += flow.waiting().len().saturating_sub(before);
+            signs += usize::from(std::mem::take(&mut flow.has_arrived));
+        }
+        signs
+    }
+
+    #[tokio::test]
+    async fn what_waited_for_a_slow_reader_is_no_sign_of_life() {
+        let ((mut backend, from), (to, client)) = (pair().await, pair().await);
+        let reading = tokio::spawn(async move { tokio::io::copy(&mut { client }, &mut tokio::io::sink()).await });
+        let mut flow = Flow::new(Bytes::new(), None);
+        let bytes = 4 * BUFFER_BYTES;
+        backend.write_all(&vec![7; bytes]).await.unwrap();
+        // All of it has arrived before any of it is read.
+        let mut peeked = vec![0; bytes];
+        while from.peek(&mut peeked).await.unwrap() < bytes {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(signs_of_life(&mut flow, &from, &to, bytes).await, 1);
+        // Read to its end, it is a sign when more comes.
+        assert!(poll_fn(|cx| Poll::Ready(flow.advance(cx, &from, &to).is_ready())).await);
+        backend.write_all(b"more").await.unwrap();
+        assert_eq!(signs_of_life(&mut flow, &from, &to, 4).await, 1);
+        drop((flow, to));
+        reading.await.unwrap().unwrap();
     }
 }

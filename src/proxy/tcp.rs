@@ -48,8 +48,9 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
 async fn pass(shared: &Shared, client: &TcpStream, backend: &TcpStream, lease: &Lease) {
     let counters = &shared.counters;
     let idle = shared.config.load().timeouts.tcp_idle;
-    let client_end = End { stream: client, ahead: Bytes::new(), sent: Some(&counters.bytes_in) };
-    let backend_end = End { stream: backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out) };
+    let client_end = End { stream: client, ahead: Bytes::new(), sent: Some(&counters.bytes_in), load: None };
+    let load = Some(&*lease.backend().load);
+    let backend_end = End { stream: backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
     match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {
         Some(Outcome::BackendBroke) => {
             counters.broken.inc();

@@ -27,8 +27,9 @@ impl Tunnel {
             return reset_on_close(&client);
         };
         let backend = parts.io.into_inner();
-        let client_end = End { stream: &client, ahead, sent: None };
-        let backend_end = End { stream: &backend, ahead: parts.read_buf, sent: None };
+        let client_end = End { stream: &client, ahead, sent: None, load: None };
+        let load = Some(&*self.lease.backend().load);
+        let backend_end = End { stream: &backend, ahead: parts.read_buf, sent: None, load };
         let idle = shared.config.load().timeouts.tcp_idle;
         match until_gone(shared, &self.lease, relay::run(client_end, backend_end, idle)).await {
             Some(Outcome::BackendBroke) => {

@@ -97,6 +97,11 @@ impl Worker {
         Arc::clone(&newest.pools)
     }
 
+    /// The pools as they change from here on.
+    pub(super) fn pools_to_come(&self) -> watch::Receiver<Arc<Pools>> {
+        self.pools.borrow().source.clone()
+    }
+
     /// Accepts on each of `sockets` and on no other.
     fn follow(self: &Rc<Self>, sockets: &Sockets, accepting: &mut HashMap<usize, AbortHandle>) {
         // A socket is the same as long as it lives at one place in memory, and each task keeps its own alive.

@@ -33,7 +33,7 @@ pub(super) async fn run(args: &cli::Render) -> Result<(), End> {
         }
     };
     let roster = roster(&config, &apps)?;
-    let pools = Pools::default().next(&roster, &config.lb.rules);
+    let pools = Pools::default().next(&roster, &config.lb.rules, std::time::Instant::now());
     for refused in &pools.refused {
         eprintln!("scrimp: application {} is left out: {}", refused.app, refused.reason);
     }

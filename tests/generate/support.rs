@@ -91,7 +91,7 @@ pub(crate) fn pools(members: Vec<Member>) -> Pools {
 /// The same with a default policy.
 pub(crate) fn pools_with(members: Vec<Member>, policy: PolicyName) -> Pools {
     let roster = Roster { cluster: "test".parse().unwrap(), me: NodeId(0), members };
-    Pools::default().next(&roster, &Rules { policy, ..Rules::default() })
+    Pools::default().next(&roster, &Rules { policy, ..Rules::default() }, Instant::now())
 }
 
 // ---- the generator --------------------------------------------------------------------------------------------------

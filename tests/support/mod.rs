@@ -39,17 +39,24 @@ pub struct Node {
     pub id: u64,
     pub ip: IpAddr,
     pub state: MemberState,
+    pub reach: Reach,
     pub apps: Vec<(App, AppState)>,
 }
 
 impl Node {
     pub fn new(id: u64, apps: Vec<App>) -> Self {
         let apps = apps.into_iter().map(|app| (app, AppState::Ready)).collect();
-        Self { id, ip: IpAddr::V4(Ipv4Addr::LOCALHOST), state: MemberState::Alive, apps }
+        Self { id, ip: IpAddr::V4(Ipv4Addr::LOCALHOST), state: MemberState::Alive, reach: Reach::Unknown, apps }
     }
 
     pub fn with_state(mut self, state: AppState) -> Self {
         self.apps.iter_mut().for_each(|(_, old)| *old = state);
+        self
+    }
+
+    /// As gossip and the balancer's own probes see it.
+    pub fn seen(mut self, state: MemberState, reach: Reach) -> Self {
+        (self.state, self.reach) = (state, reach);
         self
     }
 
@@ -61,7 +68,7 @@ impl Node {
             address: SocketAddr::new(self.ip, 7377),
             state: self.state,
             since: SystemTime::UNIX_EPOCH,
-            reach: Reach::Unknown,
+            reach: self.reach,
             offer: Some(Arc::new(Offer { apps: self.apps.clone() })),
         }
     }
@@ -156,9 +163,14 @@ impl Bed {
             me: NodeId(0),
             members: nodes.iter().map(Node::member).collect(),
         };
-        let next = Arc::new(self.pools.borrow().next(&roster, &self.rules));
+        let next = Arc::new(self.pools.borrow().next(&roster, &self.rules, Instant::now()));
         self.pools.send_replace(Arc::clone(&next));
         next
+    }
+
+    /// The pools as they are published.
+    pub fn pools(&self) -> Arc<Pools> {
+        Arc::clone(&self.pools.borrow())
     }
 
     /// The same, and waits until the listen port is open.
