@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_scrimp");
+
 /// How long anything may take that takes a moment.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -51,6 +54,8 @@ pub struct Cluster {
     pub env: Vec<(String, String)>,
     /// A program, with its arguments, that nodes are started through: one that takes powers away, say.
     pub under: Vec<String>,
+    /// The program that nodes are.
+    pub program: PathBuf,
     /// Where its balancers listen: a loopback address of this cluster's own, so that no other test can have
     /// taken the port that was free a moment ago.
     pub ip: Ipv4Addr,
@@ -63,7 +68,7 @@ impl Cluster {
         let seed = format!("file://{}", folder.path().join("seeds").display());
         let key = write_key(folder.path(), "cluster.key");
         let ip = Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255));
-        Self { folder, seed, key, env: Vec::new(), under: Vec::new(), ip }
+        Self { folder, seed, key, env: Vec::new(), under: Vec::new(), program: PROGRAM.into(), ip }
     }
 
     /// A free listen port at this cluster's address.
@@ -97,7 +102,7 @@ impl Cluster {
         let (key, admin) = (self.key.display().to_string(), format!("unix:{}", socket.display()));
         let usual =
             [("--name", name), ("--bind", "127.0.0.1:0"), ("--seed", &self.seed), ("--key", &key), ("--admin", &admin)];
-        let mut command = scrimp_under(&self.under);
+        let mut command = scrimp_under(&self.under, self.program.as_ref());
         command.arg(role).arg("--config").arg(&file);
         // What stands behind `--` is its program's own.
         let own = arguments.split(|argument| *argument == "--").next().unwrap_or_default();
@@ -118,11 +123,10 @@ impl Cluster {
 
 /// The program under test, with none of this machine's settings.
 pub fn scrimp() -> Command {
-    scrimp_under(&[])
+    scrimp_under(&[], PROGRAM.as_ref())
 }
 
-fn scrimp_under(words: &[String]) -> Command {
-    let program = env!("CARGO_BIN_EXE_scrimp");
+fn scrimp_under(words: &[String], program: &Path) -> Command {
     let mut command = match words {
         [] => Command::new(program),
         [first, rest @ ..] => {
