@@ -342,7 +342,7 @@ impl Core {
     fn fire_foca(&mut self, now: Instant, timer: foca::Timer<Identity>) {
         match &timer {
             foca::Timer::ChangeSuspectToDown { member_id, incarnation, .. }
-                if !self.may_convict(now, *member_id, *incarnation) =>
+                if !self.may_convict(*member_id, *incarnation) =>
             {
                 self.schedule(now, guard::RECHECK, Timer::Foca(timer));
             }
@@ -367,7 +367,6 @@ impl Core {
     }
 
     fn receive_ours(&mut self, now: Instant, stamp: Stamp, message: Message<'_>) -> Result<(), Dropped> {
-        self.joining.last_heard = now;
         match message {
             Message::Swim(packet) => self.take_packet(now, &stamp, packet)?,
             Message::Ask => self.send_record(stamp.addr, stamp.node),
@@ -465,7 +464,7 @@ impl Core {
     fn take_news(&mut self, now: Instant, news: &OwnedNotification<Identity>) {
         match news {
             OwnedNotification::MemberUp(id) | OwnedNotification::Rename(_, id) => self.member_up(now, *id),
-            OwnedNotification::Active => self.joining.is_in = true,
+            OwnedNotification::Active => self.taken_in(now),
             // With no member left, or under a new identity that nobody has accepted yet, foca does nothing at all.
             OwnedNotification::Idle | OwnedNotification::Rejoin(_) => self.knock_soon(now),
             OwnedNotification::MemberDown(_) | OwnedNotification::Defunct => {}

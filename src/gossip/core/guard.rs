@@ -21,10 +21,9 @@ const STALL: Duration = Duration::from_millis(50);
 /// A verdict that may not be passed yet is looked at again after this.
 pub(super) const RECHECK: Duration = Duration::from_millis(250);
 
-/// Of this many others an accuser must have heard since its suspicion began, if there are as many.
-const WITNESSES: usize = 3;
-/// One who hears fewer, but hears somebody, may be the sick one: the accused gets this long to object.
-const SUSPICION_MAX: Duration = Duration::from_secs(30);
+/// So many others an accuser must have heard since its suspicion began, if there are as many. One who hears fewer
+/// may be the sick one: it waits, and if that lasts it starts over.
+pub(super) const WITNESSES: usize = 3;
 
 /// Members that one member may have named and nobody has heard from. A newcomer to a large cluster learns a
 /// thousand from its first contact, and hears from them within seconds.
@@ -64,13 +63,18 @@ impl Core {
             .collect();
         self.timers = timers;
         self.accusations.0.values_mut().for_each(|since| *since += gap);
-        self.held.values_mut().filter_map(|held| held.echo.as_mut()).for_each(|echo| echo.make_up(gap));
-        self.joining.last_heard += gap;
+        for held in self.held.values_mut() {
+            held.last_heard = held.last_heard.map(|heard| (heard + gap).min(now));
+            if let Some(echo) = &mut held.echo {
+                echo.make_up(gap);
+            }
+        }
+        self.joining.in_since += gap;
     }
 
     /// Whether a suspicion has become a verdict. A member that answers in between has a new incarnation, and foca
     /// drops the old suspicion by itself.
-    pub(super) fn may_convict(&mut self, now: Instant, accused: Identity, incarnation: u16) -> bool {
+    pub(super) fn may_convict(&mut self, accused: Identity, incarnation: u16) -> bool {
         let key = (accused.node, incarnation);
         let Some(since) = self.accusations.0.get(&key).copied() else {
             return true;
@@ -82,7 +86,7 @@ impl Core {
             others += 1;
             spoke += usize::from(has_spoken(id.node));
         }
-        let may = spoke >= others.min(WITNESSES) || (spoke > 0 && now - since >= SUSPICION_MAX);
+        let may = spoke >= others.min(WITNESSES);
         if may {
             self.accusations.0.remove(&key);
         }

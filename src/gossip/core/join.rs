@@ -12,6 +12,7 @@ use foca::Foca;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use super::guard::WITNESSES;
 use super::{Codec, Core, Dropped, Effect, Identity, Message, Stamp, Timer, foca_config, read_header};
 use crate::gossip::identity::plain;
 use crate::report::{ContactReport, JoinReport};
@@ -29,8 +30,8 @@ const FRIENDS_MAX: usize = 3;
 const SILENCE: Duration = Duration::from_secs(1);
 const CONTACT_DELAY: Duration = Duration::from_secs(10);
 
-/// A node that has heard nobody at all for so long is cut off, or deaf. Whom it would call dead by now are most
-/// likely well; it calls nobody anything and starts over.
+/// A node that has heard nobody for so long, or fewer than it needs to convict anybody, is cut off, or deaf. Whom it
+/// would call dead by now are most likely well; it calls nobody anything and starts over.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(20);
 
 /// A run cannot have begun later than this (the year 4199): a clock beyond it would leave no room for the next.
@@ -40,7 +41,8 @@ const EPOCH_MAX: u64 = 1 << 46;
 pub(super) struct Joining {
     /// Whether somebody took this node in, under its present identity.
     pub(super) is_in: bool,
-    pub(super) last_heard: Instant,
+    /// Since when.
+    pub(super) in_since: Instant,
     pub(super) knocked: Option<Instant>,
     seeds: HashMap<SocketAddr, Seed>,
     delay: Duration,
@@ -55,7 +57,7 @@ struct Seed {
 
 impl Joining {
     pub(super) fn new(now: Instant) -> Self {
-        Self { is_in: false, last_heard: now, knocked: None, seeds: HashMap::new(), delay: KNOCK_DELAY }
+        Self { is_in: false, in_since: now, knocked: None, seeds: HashMap::new(), delay: KNOCK_DELAY }
     }
 }
 
@@ -90,6 +92,11 @@ impl Core {
     fn announce(&mut self, to: Identity) {
         // Its only errors are foca's own state, and there is none in which an announcement may not be made.
         drop(self.foca.announce(to, &mut self.runtime));
+    }
+
+    pub(super) fn taken_in(&mut self, now: Instant) {
+        self.joining.is_in = true;
+        self.joining.in_since = now;
     }
 
     /// This node is not in: it knocks from now on, faster first.
@@ -203,9 +210,16 @@ impl Core {
         self.mark_changed(now);
     }
 
-    /// Whether there are others, and none of them is heard.
+    /// Whether there are others, and too few of them are heard.
     pub(super) fn is_cut_off(&self, now: Instant) -> bool {
-        self.foca.num_members() > 1 && now - self.joining.last_heard >= CUT_OFF_AFTER
+        let needed = self.foca.num_members().min(WITNESSES);
+        if needed < 2 || now - self.joining.in_since < CUT_OFF_AFTER {
+            return false;
+        }
+        let is_heard = |heard: Instant| now - heard < CUT_OFF_AFTER;
+        let nodes = self.foca.iter_members().map(|member| member.id().node);
+        let heard = nodes.filter_map(|node| self.held.get(&node)?.last_heard).filter(|heard| is_heard(*heard));
+        heard.take(needed).count() < needed
     }
 
     /// Forgets the membership, not what was known of the members, and comes back as a newcomer. Calling the others
@@ -216,7 +230,6 @@ impl Core {
         self.foca = Foca::new(next, foca_config(), StdRng::from_rng(&mut self.rng), Codec);
         self.timers.retain(|Reverse((_, _, slot))| !matches!(slot.0, Timer::Foca(_)));
         self.accusations.clear();
-        self.joining.last_heard = now;
         self.joining.seeds.values_mut().for_each(|seed| seed.since = now);
         self.knock_soon(now);
         self.mark_changed(now);
