@@ -235,6 +235,11 @@ async fn keys_change_while_it_runs_in_any_order_and_nobody_is_lost() {
     let both = [key(2), key(1)].concat();
     // One has it before anybody else knows of it: with those who do not it goes on with the old one.
     a.rekey(both.clone()).await.unwrap();
+    for node in [&lb, &b] {
+        let mut keys = node.keys.clone();
+        let knows = |keys: &Arc<KeyReport>| keys.members.get(&a.id).is_some_and(|it| it.opens == [new, old]);
+        timeout(PATIENCE, keys.wait_for(knows)).await.map(drop).expect("it hears of the new key, sealed with the old");
+    }
     told(&a, "to it they seal with what they have", old).await;
     lb.rekey(both.clone()).await.unwrap();
     b.rekey(both).await.unwrap();
