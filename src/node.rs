@@ -434,3 +434,11 @@ impl Signals {
 const HURRY_LIMIT: Duration = Duration::from_millis(100);
 /// How long a balancer lets open requests finish, and a backend's program its own.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Never, if there is no moment.
+async fn sleep_until(moment: Option<std::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}

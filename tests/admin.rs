@@ -78,12 +78,14 @@ fn roster(members: Vec<Member>) -> Arc<Roster> {
 fn members() -> Vec<Member> {
     use MemberState::{Alive, Down, Suspect};
     let web = app("web", 8080, &["example.com", "www.example.com"]);
-    vec![
+    let mut members = vec![
         member(1, Role::Balancer, Alive, Vec::new()),
         member(2, Role::Backend, Alive, vec![(web.clone(), AppState::Ready)]),
         member(3, Role::Backend, Suspect, vec![(web, AppState::Ready), (app("new", 9000, &[]), AppState::Starting)]),
         member(4, Role::Backend, Down, vec![(app("lost", 9001, &["lost.example.com"]), AppState::Ready)]),
-    ]
+    ];
+    (members[1].reach, members[2].reach) = (Reach::Answers, Reach::Silent);
+    members
 }
 
 fn balancer() -> (Sources, World) {
@@ -246,11 +248,12 @@ async fn members_are_as_the_contract_says() {
     assert_eq!(
         view["members"][2],
         json!({"id": "0000000000000003", "name": "node-3", "role": "backend", "address": "10.0.0.3:7377",
-               "state": "suspect", "since": "2023-11-14T22:13:20Z", "key": null, "apps": ["web", "new"]})
+               "state": "suspect", "reach": "silent", "since": "2023-11-14T22:13:20Z", "key": null,
+               "apps": ["web", "new"]})
     );
     assert_eq!(view["members"].as_array().unwrap().len(), 4);
     let text = table::members(&server.client().members().await.unwrap(), SystemTime::now());
-    assert!(text.contains("node-4") && text.contains("down"), "{text}");
+    assert!(text.contains("node-4") && text.contains("down") && text.contains("suspect, silent"), "{text}");
 }
 
 #[tokio::test]
@@ -309,7 +312,10 @@ async fn apps_are_as_the_contract_says() {
     let view: Value = server.client().get("/v1/apps").await.unwrap();
     let names: Vec<_> = view["apps"].as_array().unwrap().iter().map(|app| app["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["lost", "new", "web"]);
-    assert_eq!(view["apps"][0]["backends"], json!([]), "who is down serves nobody");
+    let last = &view["apps"][0]["backends"][0];
+    assert_eq!((&last["node"], &last["state"]), (&json!("node-4"), &json!("suspected")));
+    let reason = last["reason"].as_str().unwrap();
+    assert!(reason.starts_with("its node is down; out for ") && reason.ends_with("; last resort, no other is left"));
     assert_eq!(view["apps"][1]["backends"][0]["state"], "starting");
     let web = &view["apps"][2];
     assert_eq!(
@@ -322,8 +328,74 @@ async fn apps_are_as_the_contract_says() {
                "weight": 100, "policy": null, "active": 3, "requests": 70, "failures": 2})
     );
     assert_eq!(web["backends"][1]["state"], "suspected");
+    let reason = web["backends"][1]["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("it does not answer this balancer's probes; suspected for ") && reason.ends_with(" s"),
+        "{reason}"
+    );
     let text = table::apps(&server.client().apps().await.unwrap());
     assert!(text.contains("web: http on port 80 for example.com, www.example.com"), "{text}");
+}
+
+#[tokio::test]
+async fn each_way_of_seeing_a_backend_has_its_words() {
+    use MemberState::{Alive, Down, Suspect};
+    let server = serve();
+    let show = async |ways: &[(MemberState, Reach)], proven: bool| {
+        let backend = |(at, (state, reach)): (usize, &(MemberState, Reach))| {
+            let offer = vec![(app("web", 8080, &["example.com"]), AppState::Ready)];
+            Member { reach: *reach, ..member(at as u64 + 2, Role::Backend, *state, offer) }
+        };
+        let roster = roster(ways.iter().enumerate().map(backend).collect());
+        let now = Instant::now();
+        let fine = roster.members.iter().map(|member| Member { state: Alive, reach: Reach::Answers, ..member.clone() });
+        let fine = Roster { members: fine.collect(), ..(*roster).clone() };
+        let before = Pools::default().next(&fine, &Rules::default(), now);
+        if proven {
+            before.loads.values().for_each(|load| load.succeeded(now));
+        }
+        server.world.pools.send_replace(Arc::new(before.next(&roster, &Rules::default(), now)));
+        server.world.roster.send_replace(roster);
+        let apps = server.client().apps().await.unwrap().apps;
+        let words = |backend: &scrimp::admin::view::BackendView| {
+            let reason = backend.reason.clone().unwrap_or_default().replace(|c: char| c.is_ascii_digit(), "N");
+            format!("{} {}: {reason}", backend.node, backend.state)
+        };
+        apps[0].backends.iter().map(words).collect::<Vec<_>>()
+    };
+    let seen = show(
+        &[
+            (Alive, Reach::Answers),
+            (Suspect, Reach::Answers),
+            (Down, Reach::Answers),
+            (Alive, Reach::Silent),
+            (Down, Reach::Silent),
+        ],
+        false,
+    )
+    .await;
+    assert_eq!(
+        seen,
+        [
+            "node-2 ready: ",
+            "node-3 ready: another member did not hear from its node; it still gets requests",
+            "node-4 ready: the gossip takes its node for down, but it answers: it still gets requests",
+            "node-5 suspected: it does not answer this balancer's probes; suspected for N s",
+        ]
+    );
+    let seen = show(&[(Alive, Reach::Silent), (Down, Reach::Silent)], false).await;
+    let last =
+        "node-2 suspected: it does not answer this balancer's probes; suspected for N s; last resort, no other is left";
+    assert_eq!(seen, [last]);
+    assert_eq!(server.number("scrimp_last_resort_routes").await, Some(1.0));
+    let problems = server.client().status().await.unwrap().problems;
+    assert!(problems.iter().any(|text| text.contains("web on port 80 has no backend that answers")), "{problems:?}");
+    let seen = show(&[(Down, Reach::Silent)], false).await;
+    assert_eq!(seen, ["node-2 suspected: its node is down; out for N s; last resort, no other is left"]);
+    let seen = show(&[(Alive, Reach::Silent), (Down, Reach::Silent)], true).await;
+    let held = "it does not answer this balancer's probes, but has served within the last second";
+    assert_eq!(seen, [format!("node-2 ready: {held}"), format!("node-3 ready: {held}")]);
+    assert_eq!(server.number("scrimp_last_resort_routes").await, Some(0.0));
 }
 
 #[tokio::test]
@@ -347,11 +419,10 @@ async fn a_healthy_status_names_no_problem_but_the_empty_route() {
     let status = server.client().status().await.unwrap();
     assert_eq!((status.node.id.as_str(), status.node.address.as_deref()), ("0000000000000001", Some("10.0.0.1:7377")));
     let counts = &status.members;
-    assert_eq!((counts.balancers, counts.backends, counts.suspect, counts.down), (1, 2, 1, 1));
-    assert_eq!(
-        status.problems,
-        ["application lost on port 80 has no ready backend", "application new on port 80 has no ready backend"]
-    );
+    assert_eq!((counts.balancers, counts.backends, counts.suspect, counts.down, counts.silent), (1, 2, 1, 1, 1));
+    let lost = "application lost on port 80 has no backend that answers this balancer: those that are left are asked as \
+                a last resort";
+    assert_eq!(status.problems, ["application new on port 80 has no ready backend", lost]);
     let text = table::status(&status, SystemTime::now());
     assert!(text.starts_with("node-1: balancer of cluster default, ready\n"), "{text}");
     assert!(text.lines().all(|line| line.len() <= 120), "{text}");
@@ -407,7 +478,10 @@ async fn metrics_are_written_in_both_formats() {
         "scrimp_connections_open 5.0",
         "scrimp_cluster_members{role=\"backend\",state=\"suspect\"} 1.0",
         "scrimp_backends{state=\"ready\"} 1.0",
-        "scrimp_backends{state=\"suspected\"} 1.0",
+        "scrimp_backends{state=\"suspected\"} 2.0",
+        "scrimp_cluster_reach{reach=\"silent\"} 1.0",
+        "scrimp_cluster_reach{reach=\"unknown\"} 1.0",
+        "scrimp_last_resort_routes 1.0",
         "scrimp_app_requests_total{app=\"web\"} 0",
         "scrimp_seed_store_up{store=\"file:///seeds\"} 1.0",
         "# TYPE scrimp_connections_total counter",

@@ -20,9 +20,9 @@ use scrimp::app::{App, AppState, Offer, PolicyName, Protocol};
 use scrimp::generate::certificate::CertificateNames;
 use scrimp::generate::model::Environment;
 use scrimp::generate::{Certificate, Config, Generator, Model, Template, TemplateSource};
-use scrimp::member::{Member, MemberState};
+use scrimp::member::{Member, MemberState, NodeId, Reach, Roster};
 use scrimp::name::Weight;
-use scrimp::pool::Pools;
+use scrimp::pool::{Pools, Rules};
 
 use support::*;
 
@@ -60,9 +60,22 @@ fn requests_reach_exactly_the_backends_that_are_there() {
     await_origins(listen, "example.net", "/", &["c"]);
     await_origins(listen, "example.com", "/", &["b"]);
 
-    // The last backend of a host goes down: its clients are told to come back.
-    let down = Member { state: MemberState::Down, ..offer(2, &b, &site) };
-    running.publish(pools(vec![down, offer(3, &c, &["example.net"])]));
+    // The last backend of a host falls under suspicion and goes down: as the last one it is still asked.
+    let before = running.counters.reloads.get();
+    for (state, reach) in [(MemberState::Alive, Reach::Silent), (MemberState::Down, Reach::Silent)] {
+        let renders = running.counters.renders.get();
+        let doubted = Member { state, reach, ..offer(2, &b, &site) };
+        running.publish(pools(vec![doubted, offer(3, &c, &["example.net"])]));
+        eventually("it is rendered", || match running.counters.renders.get() {
+            made if made > renders => Ok(()),
+            made => Err(made),
+        });
+        await_origins(listen, "example.com", "/", &["b"]);
+    }
+    assert_eq!(running.counters.reloads.get(), before, "nothing has changed for nginx");
+
+    // It drains: its clients are told to come back.
+    running.publish(pools(vec![draining(offer(2, &b, &site)), offer(3, &c, &["example.net"])]));
     let response = await_status(listen, "example.com", "/", 503);
     assert_eq!(response.headers.get("retry-after").map(String::as_str), Some("5"));
     await_origins(listen, "example.net", "/", &["c"]);
@@ -322,12 +335,12 @@ fn tcp_and_udp_pass_through_nginx() {
         }
     });
     let (tcp_listen, udp_listen) = (free_port(), free_port());
-    let offer = |state| {
+    let offer = || {
         let apps =
             vec![app("db", Protocol::Tcp, tcp.port(), tcp_listen), app("dns", Protocol::Udp, udp_port, udp_listen)];
-        pools(vec![Member { state, ..member(1, "127.0.0.1", apps) }])
+        member(1, "127.0.0.1", apps)
     };
-    let running = Running::start(nginx.config(TemplateSource::NginxStream), offer(MemberState::Alive));
+    let running = Running::start(nginx.config(TemplateSource::NginxStream), pools(vec![offer()]));
     let ask_tcp = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", tcp_listen))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -356,7 +369,7 @@ fn tcp_and_udp_pass_through_nginx() {
         }
     });
     // Without a backend, clients are closed, not kept waiting.
-    running.publish(offer(MemberState::Down));
+    running.publish(pools(vec![draining(offer())]));
     expect_tcp("");
     assert_eq!(running.report().error, None);
 }
@@ -426,6 +439,65 @@ fn some_pools(backends: u64) -> Pools {
 
 fn site(port: u16) -> Vec<App> {
     vec![web("web", port, 8000, &["a.example"])]
+}
+
+/// The backends 1 to `all`, the first `silent` of them silent to this balancer's probes.
+fn some_members(all: u64, silent: u64) -> Vec<Member> {
+    let reach = |n| if n <= silent { Reach::Silent } else { Reach::Answers };
+    (1..=all).map(|n| Member { reach: reach(n), ..member(n, &format!("10.0.0.{n}"), site(8080)) }).collect()
+}
+
+#[test]
+fn a_suspected_backend_leaves_the_upstream_and_the_last_ones_stay() {
+    let listed = |members: Vec<Member>| {
+        let text = render(&TemplateSource::Nginx, &pools(members));
+        (1..=3).filter(|n| text.contains(&format!("10.0.0.{n}:8080"))).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(some_members(3, 0)), [1, 2, 3]);
+    assert_eq!(listed(some_members(3, 1)), [2, 3]);
+    assert_eq!(listed(some_members(3, 2)), [3]);
+    assert_eq!(listed(some_members(3, 3)), [1, 2, 3]);
+    let down = |mut members: Vec<Member>, count| {
+        members[..count].iter_mut().for_each(|member| member.state = MemberState::Down);
+        members
+    };
+    assert_eq!(listed(down(some_members(3, 2), 2)), [3]);
+    assert_eq!(listed(down(some_members(3, 3), 2)), [3], "suspected comes before down");
+    assert_eq!(listed(down(some_members(3, 3), 3)), [1, 2, 3]);
+    assert_eq!(listed(down(some_members(3, 1), 3)), [2, 3], "down by the gossip alone");
+}
+
+#[test]
+fn balancers_of_one_view_write_the_same_bytes_whatever_they_saw_before() {
+    let render = |pools: &Pools| render(&TemplateSource::Nginx, pools);
+    let roster = |members| Roster { cluster: "test".parse().unwrap(), me: NodeId(0), members };
+    for silent in 0..=3 {
+        let expected = render(&pools(some_members(3, silent)));
+        for before in 0..=3 {
+            let mut history = some_members(3, before);
+            history[0].state = MemberState::Down;
+            let seen = pools(history).next(&roster(some_members(3, silent)), &Rules::default(), Instant::now());
+            assert_eq!(render(&seen), expected, "{silent} are silent, and {before} were");
+        }
+    }
+}
+
+#[test]
+fn backends_that_flap_cost_about_a_reload_a_second_and_the_last_state_is_in_use() {
+    let place = Scripted::new();
+    let running = Running::start(place.config(), pools(some_members(20, 0)));
+    running.await_reloads(1);
+    let begun = Instant::now();
+    // Much faster than a second each, so that a few seconds do.
+    for round in 0..60 {
+        running.publish(pools(some_members(20, 1 + round % 10)));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    running.publish(pools(some_members(20, 19)));
+    let last = render_here(&place, &pools(some_members(20, 19)));
+    eventually("the last state is written", || if place.text() == Some(last.clone()) { Ok(()) } else { Err(()) });
+    let allowed = 3 + begun.elapsed().as_secs() as usize;
+    assert!(place.reload.calls() - 1 <= allowed, "{} reloads in {:?}", place.reload.calls() - 1, begun.elapsed());
 }
 
 #[test]
@@ -898,7 +970,7 @@ fn golden_a_small_cluster() {
             "2001:db8::2",
             vec![heavy, at_path(web("api", 3000, 80, &["example.com", "www.example.com"]), "/api")],
         ),
-        Member { state: MemberState::Down, ..member(3, "10.0.0.3", vec![web("blog", 4000, 80, &["*.blog.example"])]) },
+        draining(member(3, "10.0.0.3", vec![web("blog", 4000, 80, &["*.blog.example"])])),
         member(4, "10.0.0.4", vec![app("rpc", Protocol::H2c, 50051, 8000), app("db", Protocol::Tcp, 5432, 5432)]),
     ]);
     assert_golden("small.conf", &render(&TemplateSource::Nginx, &all));
@@ -930,7 +1002,7 @@ fn golden_stream() {
     let all = pools(vec![
         member(1, "10.0.0.1", apps.clone()),
         member(2, "fd00::2", apps),
-        Member { state: MemberState::Down, ..member(3, "10.0.0.3", vec![app("mq", Protocol::Tcp, 1883, 1883)]) },
+        draining(member(3, "10.0.0.3", vec![app("mq", Protocol::Tcp, 1883, 1883)])),
     ]);
     assert_golden("stream.conf", &render(&TemplateSource::NginxStream, &all));
 }

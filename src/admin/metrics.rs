@@ -22,7 +22,7 @@ use super::tally::Tally;
 use super::view::{AppsView, KeyView};
 use super::{Lifecycle, Sources};
 use crate::app::AppState;
-use crate::member::{MemberState, Role};
+use crate::member::{MemberState, Reach, Role};
 use crate::report::{Counter, GenerateCounters, GossipCounters, ProxyCounters, SeedCounters};
 
 /// The most seed stores that get a label.
@@ -168,6 +168,7 @@ fn families(sources: &Sources, tally: &mut Tally) -> Vec<Family> {
     all.extend(process());
     all.push(members(sources));
     all.push(keys(sources));
+    all.push(reach(sources));
     all.extend(gossip(&sources.gossip_counters));
     all.extend(seeds(sources, &sources.seed_counters));
     if sources.pools.is_some() {
@@ -232,6 +233,16 @@ fn keys(sources: &Sources) -> Family {
     )
 }
 
+fn reach(sources: &Sources) -> Family {
+    let roster = sources.roster.borrow().clone();
+    let samples = [Reach::Unknown, Reach::Answers, Reach::Silent].map(|reach| {
+        let there = roster.members.iter().filter(|member| member.state != MemberState::Left && member.id != roster.me);
+        let found = there.filter(|member| member.reach == reach);
+        (vec![("reach", show::reach(reach).to_owned())], count(found.count()))
+    });
+    gauges("scrimp_cluster_reach", "Other members that have not left, by what this node's own probes say", samples)
+}
+
 fn gossip(of: &GossipCounters) -> Vec<Family> {
     let datagrams = [("received", &of.datagrams_received), ("sent", &of.datagrams_sent)];
     let dropped = [
@@ -285,10 +296,12 @@ fn pools(sources: &Sources) -> Vec<Family> {
         return Vec::new();
     };
     let empty = pools.routes.iter().filter(|route| route.pool.backends.is_empty()).count();
+    let last_resort = pools.routes.iter().filter(|route| route.pool.is_last_resort).count();
     vec![
         gauges("scrimp_backends", "Applications of backends, by state", backends(&show::apps(sources))),
         gauge("scrimp_routes", "Routes served", count(pools.routes.len())),
         gauge("scrimp_empty_routes", "Routes without a ready backend", count(empty)),
+        gauge("scrimp_last_resort_routes", "Routes whose backends are all suspected or down", count(last_resort)),
         gauge("scrimp_refused_offers", "Offers that are not served in full", count(pools.refused.len())),
     ]
 }

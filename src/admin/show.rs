@@ -1,20 +1,22 @@
 //! Turns what the rooms publish into views. Reads [`Sources`]; changes nothing.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use super::table::span;
 use super::view::{
     AloneView, AppView, AppsView, BackendView, ContactView, EmptyRouteView, GenerateView, KeyView, ListenerView,
     LocalAppView, MemberCountsView, MemberView, MembersView, NodeView, RefusedView, SeedStoreView, StatusView,
 };
 use super::{Lifecycle, Sources};
 use crate::app::{App, AppState, Transport};
-use crate::member::{Member, MemberState, NodeId, Role, Roster};
+use crate::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use crate::name::{AppName, NodeName};
-use crate::pool::{Pools, Refused};
+use crate::pool::{Pool, Pools, Refused, Route, Why};
 use crate::report::{GenerateReport, JoinReport, KeyReport, ListenReport, LocalAppReport, StoreReport};
 
 /// The most refused offers that a status lists.
@@ -51,7 +53,8 @@ pub(super) fn status(sources: &Sources, now: SystemTime) -> StatusView {
         generate: sources.generate.as_ref().map(|report| generate(&report.borrow())),
         refused: pools.as_ref().map_or_else(Vec::new, |pools| refused(&roster, &pools.refused)),
         routes: pools.as_ref().map(|pools| pools.routes.len()),
-        empty_routes: pools.as_ref().map_or_else(Vec::new, |pools| empty_routes(pools)),
+        empty_routes: pools.as_ref().map_or_else(Vec::new, |pools| routes(pools, |pool| pool.backends.is_empty())),
+        last_resort_routes: pools.as_ref().map_or_else(Vec::new, |pools| routes(pools, |pool| pool.is_last_resort)),
         local_apps: sources.local_apps.as_ref().map(|apps| apps.borrow().iter().map(local_app).collect()),
         problems: Vec::new(),
     };
@@ -72,16 +75,13 @@ pub(super) fn apps(sources: &Sources) -> AppsView {
     let pools = sources.pools.as_ref().map(|pools| pools.borrow().clone());
     let local = sources.local_apps.as_ref().map(|apps| apps.borrow().clone());
     let refused = pools.as_ref().map(|pools| reasons(&pools.refused)).unwrap_or_default();
-    let context = Context { roster: &roster, pools: pools.as_deref(), local: local.as_deref(), refused };
+    let served = pools.as_ref().map(|pools| served(&pools.routes)).unwrap_or_default();
+    let context = Context { roster: &roster, pools: pools.as_deref(), local: local.as_deref(), refused, served };
     let mut entries: BTreeMap<_, Vec<BackendView>> = BTreeMap::new();
     for member in roster.members.iter().filter(|member| member.state != MemberState::Left) {
         for (app, state) in member.offer.iter().flat_map(|offer| &offer.apps) {
             let key = (&app.name, app.listen, app.protocol, &app.domains, &app.path);
-            let backends = entries.entry(key).or_default();
-            // A member that is down serves nobody; its routes stand, empty, and so do its entries here.
-            if member.state.is_active() {
-                backends.push(context.backend(member, app, *state));
-            }
+            entries.entry(key).or_default().extend(context.backend(member, app, *state));
         }
     }
     let apps = entries.into_iter().map(|((name, listen, protocol, domains, path), backends)| AppView {
@@ -101,15 +101,22 @@ struct Context<'a> {
     pools: Option<&'a Pools>,
     local: Option<&'a Vec<LocalAppReport>>,
     refused: HashMap<(NodeId, &'a AppName), &'a str>,
+    /// Who is in a pool now, and whether as a last resort in one of them.
+    served: HashMap<(NodeId, &'a AppName, SocketAddr), bool>,
 }
 
 impl Context<'_> {
-    fn backend(&self, member: &Member, app: &App, state: AppState) -> BackendView {
+    /// None of a member that is down and serves nobody: its routes stand, and so do its entries here.
+    fn backend(&self, member: &Member, app: &App, state: AppState) -> Option<BackendView> {
         let address = SocketAddr::new(member.address.ip(), app.port.get());
+        let is_served = self.served.contains_key(&(member.id, &app.name, address));
+        if Why::of(member) == Some(Why::Down) && !is_served {
+            return None;
+        }
         let load = self.pools.and_then(|pools| pools.loads.get(&(app.name.clone(), address)));
         let load = |read: fn(&crate::backend::Load) -> u64| load.map_or(0, |load| read(load));
         let (state, reason) = self.state(member, app, state);
-        BackendView {
+        Some(BackendView {
             node: member_name(member),
             address: address.to_string(),
             state: state.to_owned(),
@@ -119,7 +126,7 @@ impl Context<'_> {
             active: u32::try_from(load(|load| load.active.load(Ordering::Relaxed).into())).unwrap_or(u32::MAX),
             requests: load(|load| load.requests.load(Ordering::Relaxed)),
             failures: load(|load| load.failures.load(Ordering::Relaxed)),
-        }
+        })
     }
 
     fn state(&self, member: &Member, app: &App, state: AppState) -> (&'static str, Option<Cow<'_, str>>) {
@@ -127,19 +134,61 @@ impl Context<'_> {
             return (app_state(state), Some(format!("not all of it is served here: {reason}").into()));
         }
         match state {
-            AppState::Ready if member.state == MemberState::Suspect => {
-                ("suspected", Some("its node did not answer a probe just now; it still gets requests".into()))
-            }
+            AppState::Ready => self.ready(member, app),
             AppState::Starting if member.id == self.roster.me => ("starting", self.local_reason(app)),
             AppState::Starting => ("starting", Some("its application does not answer yet".into())),
             _ => (app_state(state), None),
         }
     }
 
+    /// How one stands that is ready by its own word.
+    fn ready(&self, member: &Member, app: &App) -> (&'static str, Option<Cow<'_, str>>) {
+        let address = SocketAddr::new(member.address.ip(), app.port.get());
+        let served = self.served.get(&(member.id, &app.name, address));
+        let out = self.pools.and_then(|pools| pools.out.get(&(app.name.clone(), address)));
+        let Some(said) = Why::of(member) else {
+            let reason = match member.state {
+                MemberState::Suspect => Some("another member did not hear from its node; it still gets requests"),
+                MemberState::Down => Some("the gossip takes its node for down, but it answers: it still gets requests"),
+                MemberState::Alive | MemberState::Left => None,
+            };
+            return ("ready", reason.map(Into::into));
+        };
+        let fact = match (said, out, served) {
+            (_, None, Some(_)) => {
+                let reason = "it does not answer this balancer's probes, but has served within the last second";
+                return ("ready", Some(reason.into()));
+            }
+            (Why::Suspected, None, None) => "it does not answer this balancer's probes".to_owned(),
+            (Why::Suspected, Some(out), _) => {
+                format!(
+                    "it does not answer this balancer's probes; suspected for {}",
+                    span(out.since.elapsed().as_secs())
+                )
+            }
+            (Why::Down, None, None) => "its node is down".to_owned(),
+            (Why::Down, Some(out), _) => format!("its node is down; out for {}", span(out.since.elapsed().as_secs())),
+        };
+        let reason = if served == Some(&true) { fact + "; last resort, no other is left" } else { fact };
+        ("suspected", Some(reason.into()))
+    }
+
     fn local_reason(&self, app: &App) -> Option<Cow<'_, str>> {
         let report = self.local?.iter().find(|report| report.app.name == app.name)?;
         report.reason.as_deref().map(Cow::Borrowed)
     }
+}
+
+fn served(routes: &[Route]) -> HashMap<(NodeId, &AppName, SocketAddr), bool> {
+    let mut seen: HashSet<*const Pool> = HashSet::new();
+    let mut served = HashMap::new();
+    // Many routes share one pool.
+    for pool in routes.iter().map(|route| &route.pool).filter(|pool| seen.insert(Arc::as_ptr(pool))) {
+        for backend in &pool.backends {
+            *served.entry((backend.node, &pool.app, backend.address)).or_default() |= pool.is_last_resort;
+        }
+    }
+    served
 }
 
 fn reasons(refused: &[Refused]) -> HashMap<(NodeId, &AppName), &str> {
@@ -177,6 +226,7 @@ fn member_counts(roster: &Roster) -> MemberCountsView {
             },
         }
         counts.suspect += usize::from(member.state == MemberState::Suspect);
+        counts.silent += usize::from(member.state != MemberState::Left && member.reach == Reach::Silent);
     }
     counts
 }
@@ -250,10 +300,11 @@ fn refused(roster: &Roster, refused: &[Refused]) -> Vec<RefusedView> {
     refused.iter().take(REFUSED_MAX).map(view).collect()
 }
 
-fn empty_routes(pools: &Pools) -> Vec<EmptyRouteView> {
-    let empty = pools.routes.iter().filter(|route| route.pool.backends.is_empty());
+/// The routes whose pool is such, each application and port once.
+fn routes(pools: &Pools, is_such: impl Fn(&Pool) -> bool) -> Vec<EmptyRouteView> {
+    let found = pools.routes.iter().filter(|route| is_such(&route.pool));
     let names: BTreeSet<_> =
-        empty.map(|route| EmptyRouteView { app: route.pool.app.to_string(), listen: route.listen.get() }).collect();
+        found.map(|route| EmptyRouteView { app: route.pool.app.to_string(), listen: route.listen.get() }).collect();
     names.into_iter().collect()
 }
 
@@ -273,9 +324,18 @@ fn member(member: &Member) -> MemberView {
         role: member.role.map(|role| role.as_str().to_owned()),
         address: member.address.to_string(),
         state: member.state.as_str().to_owned(),
+        reach: reach(member.reach).to_owned(),
         since: member.since.into(),
         key: None,
         apps: member.offer.iter().flat_map(|offer| &offer.apps).map(|(app, _)| app.name.to_string()).collect(),
+    }
+}
+
+pub(super) fn reach(reach: Reach) -> &'static str {
+    match reach {
+        Reach::Unknown => "unknown",
+        Reach::Answers => "answers",
+        Reach::Silent => "silent",
     }
 }
 
@@ -314,6 +374,14 @@ fn problems(status: &StatusView) -> Vec<String> {
     let empty = status.empty_routes.iter();
     let empty = empty.map(|route| format!("application {} on port {} has no ready backend", route.app, route.listen));
     add(&mut all, "applications without a backend", empty);
+    let last = status.last_resort_routes.iter().map(|route| {
+        format!(
+            "application {} on port {} has no backend that answers this balancer: those that are left are asked as a \
+             last resort",
+            route.app, route.listen
+        )
+    });
+    add(&mut all, "applications on their last resort", last);
     add(&mut all, "applications", status.local_apps.iter().flatten().filter_map(local_app_problem));
     all
 }
@@ -419,6 +487,7 @@ mod tests {
             refused: Vec::new(),
             routes: None,
             empty_routes: Vec::new(),
+            last_resort_routes: Vec::new(),
             local_apps: None,
             problems: Vec::new(),
         }
@@ -475,6 +544,10 @@ mod tests {
         let mut status = healthy("balancer");
         status.empty_routes = vec![EmptyRouteView { app: "web".into(), listen: 80 }];
         assert!(only_problem(&status).contains("application web on port 80 has no ready backend"));
+
+        let mut status = healthy("balancer");
+        status.last_resort_routes = vec![EmptyRouteView { app: "web".into(), listen: 80 }];
+        assert!(only_problem(&status).contains("application web on port 80 has no backend that answers"));
 
         let mut status = healthy("backend");
         let reason = Some("connection refused".into());

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use super::view::{AppView, AppsView, KeyView, MembersView, SeedStoreView, StatusView, Time};
+use super::view::{AppView, AppsView, KeyView, MemberView, MembersView, SeedStoreView, StatusView, Time};
 
 /// Where lines are broken and lists shortened.
 const WIDTH: usize = 100;
@@ -66,7 +66,7 @@ pub fn members(view: &MembersView, now: SystemTime) -> String {
             &member.name.clone().unwrap_or_else(unknown),
             member.role.as_deref().unwrap_or("unknown"),
             &member.address,
-            &member.state,
+            &state(member),
             &ago(member.since, now),
             "",
         ]);
@@ -112,6 +112,16 @@ fn key_line(key: &KeyView, is_first: bool, count: usize) -> String {
         let _ = write!(line, "; not heard yet {}", names(&key.unheard));
     }
     line
+}
+
+/// What the gossip says, and where this node's own probes say otherwise.
+fn state(member: &MemberView) -> String {
+    match (member.state.as_str(), member.reach.as_str()) {
+        (state @ ("alive" | "suspect"), reach @ "silent") | (state @ "down", reach @ "answers") => {
+            format!("{state}, {reach}")
+        }
+        (state, _) => state.to_owned(),
+    }
 }
 
 /// `scrimp apps`.
@@ -174,7 +184,8 @@ fn members_line(view: &StatusView) -> String {
     let mut text = format!("{}, {}", number(counts.balancers, "balancer"), number(counts.backends, "backend"));
     for (found, what) in [
         (counts.unknown, "not yet known"),
-        (counts.suspect, "of them suspected"),
+        (counts.suspect, "of them in doubt"),
+        (counts.silent, "silent to this node"),
         (counts.down, "down"),
         (counts.left, "left"),
     ] {
@@ -247,7 +258,7 @@ fn ago(time: Time, now: SystemTime) -> String {
     }
 }
 
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     let two = |big: u64, big_unit, small: u64, small_unit| match small {
         0 => format!("{big} {big_unit}"),
@@ -322,7 +333,7 @@ impl Table {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use super::super::view::{BackendView, MemberView};
+    use super::super::view::BackendView;
     use super::*;
 
     fn now() -> SystemTime {
@@ -336,6 +347,7 @@ mod tests {
             role: Some("backend".into()),
             address: "10.0.0.2:7377".into(),
             state: "alive".into(),
+            reach: "answers".into(),
             since: (now() - Duration::from_secs(7500)).into(),
             key: None,
             apps: (0..apps).map(|i| format!("app-{i}")).collect(),
@@ -358,7 +370,21 @@ mod tests {
 
     #[test]
     fn members_are_aligned_and_long_lists_shortened() {
-        let view = MembersView { cluster: "default".into(), members: vec![member("web-1", 2), member("web-10", 50)] };
+        let seen = |name: &str, state: &str, reach: &str| MemberView {
+            state: state.into(),
+            reach: reach.into(),
+            ..member(name, 0)
+        };
+        let mut view = MembersView { cluster: "default".into(), members: Vec::new() };
+        view.members = vec![seen("a", "suspect", "silent"), seen("b", "down", "answers"), seen("c", "down", "silent")];
+        let expected = "\
+NODE  ROLE     ADDRESS        STATE            SINCE          APPS
+a     backend  10.0.0.2:7377  suspect, silent  2 h 5 min ago  -
+b     backend  10.0.0.2:7377  down, answers    2 h 5 min ago  -
+c     backend  10.0.0.2:7377  down             2 h 5 min ago  -
+";
+        assert_eq!(members(&view, now()), expected);
+        view.members = vec![member("web-1", 2), member("web-10", 50)];
         let text = members(&view, now());
         let expected = "\
 NODE    ROLE     ADDRESS        STATE  SINCE          APPS
@@ -370,7 +396,7 @@ web-10  backend  10.0.0.2:7377  alive  2 h 5 min ago  app-0, app-1, app-2, app-3
 
     #[test]
     fn an_application_shows_its_backends_and_each_reason_once() {
-        let reason = Some("its node did not answer a probe just now; it still gets requests");
+        let reason = Some("another member did not hear from its node; it still gets requests");
         let view = AppsView {
             apps: vec![AppView {
                 name: "web".into(),
@@ -387,7 +413,7 @@ web: http on port 80 for d0.example.com, d1.example.com, d2.example.com +27 more
   a     10.0.0.2:8080  ready     100       3     12034         2
   b     10.0.0.2:8080  ready     100       3     12034         2
   c     10.0.0.2:8080  ready     100       3     12034         2
-  - a, c: its node did not answer a probe just now; it still gets requests
+  - a, c: another member did not hear from its node; it still gets requests
 ";
         assert_eq!(apps(&view), expected);
     }

@@ -44,6 +44,9 @@ pub struct StatusView {
     /// Routes that no backend is ready for.
     #[serde(default)]
     pub empty_routes: Vec<EmptyRouteView>,
+    /// Routes whose backends are all out of rotation, and are asked because nobody else is left.
+    #[serde(default)]
+    pub last_resort_routes: Vec<EmptyRouteView>,
     /// This node's own applications; none on a balancer.
     #[serde(default)]
     pub local_apps: Option<Vec<LocalAppView>>,
@@ -95,6 +98,9 @@ pub struct MemberCountsView {
     pub unknown: usize,
     /// Of those three, the ones that did not answer somebody just now.
     pub suspect: usize,
+    /// Of those that have not left, the ones that do not answer this node's own probes.
+    #[serde(default)]
+    pub silent: usize,
     /// Members that went down within the last hour.
     pub down: usize,
     /// Members that left within the last hour.
@@ -166,7 +172,7 @@ pub struct RefusedView {
     pub reason: String,
 }
 
-/// A route without a ready backend.
+/// A route without a backend in rotation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EmptyRouteView {
     /// The application whose route it is.
@@ -210,6 +216,9 @@ pub struct MemberView {
     pub address: String,
     /// `alive`, `suspect`, `down` or `left`.
     pub state: String,
+    /// What this node's own probes say: `answers`, `silent`, or `unknown` of who is not probed.
+    #[serde(default)]
+    pub reach: String,
     /// Since when.
     pub since: Time,
     /// The cluster key that it seals with for this node; none if that is not known.
@@ -250,7 +259,7 @@ pub struct BackendView {
     pub node: String,
     /// Where the application answers.
     pub address: String,
-    /// `ready`, `starting`, `draining`, `suspected` or `ejected`.
+    /// `ready`, `starting`, `draining`, `suspected` (out of rotation as long as others are in it) or `ejected`.
     pub state: String,
     /// Why it is so, or why it is not served.
     pub reason: Option<String>,

@@ -113,6 +113,23 @@ mod tests {
     }
 
     #[test]
+    fn who_flaps_each_second_takes_one_turn_a_second_however_many_they_are() {
+        // Suspected and back, each for a second; one alone, and fifty at their own moments.
+        for flapping in [1, 50] {
+            let mut changes: Vec<u64> =
+                (0..flapping).flat_map(|at| (0..18).map(move |second| 1000 + second * 1000 + at * 19)).collect();
+            changes.sort_unstable();
+            let turns = play(&changes);
+            assert!(turns.len() <= 20, "{flapping}: {} turns: {turns:?}", turns.len());
+            let in_any_ten_seconds = turns
+                .iter()
+                .map(|(from, _)| turns.iter().filter(|(at, _)| (*from..from + 10_000).contains(at)).count());
+            assert!(in_any_ten_seconds.max() <= Some(12), "{flapping}: {turns:?}");
+            assert_eq!(turns.last().unwrap().1, *changes.last().unwrap());
+        }
+    }
+
+    #[test]
     fn a_slow_drip_takes_one_turn_a_second_too() {
         let drip: Vec<u64> = (0..50).map(|i| 1000 + i * 150).collect();
         let turns = play(&drip);

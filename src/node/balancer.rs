@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{DRAIN_LIMIT, Node, Reread, Wish, answer_reload, reread};
+use super::{DRAIN_LIMIT, Node, Reread, Wish, answer_reload, reread, sleep_until};
 use crate::config::{Config, Mode};
 use crate::generate::Generator;
 use crate::member::{Role, Roster};
@@ -67,13 +67,6 @@ async fn follow(
             () = sleep_until(look_again) => {}
             () = closed.cancelled() => return,
         }
-    }
-}
-
-async fn sleep_until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -62,22 +62,23 @@ fn read(path: &Path) -> anyhow::Result<AppsView> {
 }
 
 fn roster(config: &Config, view: &AppsView) -> anyhow::Result<Roster> {
-    let mut offers: BTreeMap<(String, IpAddr), Offer> = BTreeMap::new();
+    let mut offers: BTreeMap<(String, IpAddr, Reach), Offer> = BTreeMap::new();
     let mut gone: Vec<(App, AppState)> = Vec::new();
     for app in &view.apps {
         if app.backends.is_empty() {
             gone.push((
                 offered_by_nobody(app).with_context(|| format!("application {:.80}", app.name))?,
-                AppState::Ready,
+                AppState::Starting,
             ));
         }
         for backend in &app.backends {
             let (ip, offered) = offered(app, backend)
                 .with_context(|| format!("application {:.80}, backend {:.80}", app.name, backend.node))?;
-            offers.entry((backend.node.clone(), ip)).or_default().apps.push(offered);
+            let reach = if backend.state == "suspected" { Reach::Silent } else { Reach::Unknown };
+            offers.entry((backend.node.clone(), ip, reach)).or_default().apps.push(offered);
         }
     }
-    let members = offers.into_iter().zip(1..).map(|(((node, ip), offer), number)| {
+    let members = offers.into_iter().zip(1..).map(|(((node, ip, reach), offer), number)| {
         let name: NodeName = node.parse()?;
         Ok(Member {
             id: NodeId(number),
@@ -86,7 +87,7 @@ fn roster(config: &Config, view: &AppsView) -> anyhow::Result<Roster> {
             address: SocketAddr::new(ip, crate::config::GOSSIP_PORT),
             state: MemberState::Alive,
             since: SystemTime::UNIX_EPOCH,
-            reach: Reach::Unknown,
+            reach,
             offer: Some(Arc::new(offer)),
         })
     });
@@ -95,7 +96,7 @@ fn roster(config: &Config, view: &AppsView) -> anyhow::Result<Roster> {
     Ok(Roster { cluster: config.cluster.name.clone(), me: NodeId(0), members })
 }
 
-/// Whoever offered these is down: their routes stand, empty.
+/// Whoever offered these is gone: their routes stand, empty.
 fn down(apps: Vec<(App, AppState)>) -> anyhow::Result<Member> {
     Ok(Member {
         id: NodeId(0),

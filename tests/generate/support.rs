@@ -83,6 +83,13 @@ pub(crate) fn member(number: u64, ip: &str, apps: Vec<App>) -> Member {
     }
 }
 
+/// The same while it takes nothing new.
+pub(crate) fn draining(mut member: Member) -> Member {
+    let apps = member.offer.iter().flat_map(|offer| &offer.apps).map(|(app, _)| (app.clone(), AppState::Draining));
+    member.offer = Some(Arc::new(Offer { apps: apps.collect() }));
+    member
+}
+
 /// The pools of some members, with no history.
 pub(crate) fn pools(members: Vec<Member>) -> Pools {
     pools_with(members, PolicyName::RoundRobin)
