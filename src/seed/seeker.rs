@@ -560,6 +560,13 @@ mod tests {
         // A writer whose clock is behind, and one whose clock is ahead of all others.
         listing.objects[1].stored_at = listing.objects[0].stored_at;
         assert_eq!(listing.lag(&listing.objects[1]), Duration::ZERO);
+        listing.objects[1].stored_at -= Duration::from_secs(500);
+        listing.objects[1].object.written_at = listing.objects[0].object.written_at;
+        assert_eq!(
+            listing.lag(&listing.objects[1]),
+            Duration::ZERO,
+            "stored long ago, as the store says, but written now"
+        );
         listing.objects.push(Stored { stored_at: SystemTime::now(), ..listing.objects[1].clone() });
         listing.objects[2].object.written_at = SystemTime::now() + Duration::from_secs(1_000_000);
         assert!(listing.lag(&listing.objects[0]) < Duration::from_secs(5));

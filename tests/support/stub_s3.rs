@@ -32,7 +32,7 @@ pub(crate) struct State {
     pub(crate) clock_ahead: Duration,
     /// Content, tag, and when it was stored.
     pub(crate) objects: BTreeMap<String, (Vec<u8>, String, SystemTime)>,
-    /// Methods of all requests, with their condition if they have one.
+    /// What was asked for (a method, or LIST), with its condition if it had one.
     pub(crate) requests: Vec<String>,
     tags: u64,
 }
@@ -98,7 +98,9 @@ impl Stub {
         let (mood, loses) = {
             let mut state = self.state.lock().unwrap();
             let name = condition.as_ref().map(|(name, _)| format!(" {name}")).unwrap_or_default();
-            state.requests.push(format!("{}{name}", request.method()));
+            let is_list = request.uri().query().is_some_and(|query| query.contains("list-type=2"));
+            let act = if is_list { "LIST" } else { request.method().as_str() };
+            state.requests.push(format!("{act}{name}"));
             (if is_read { state.reads } else { state.writes }, state.loses_answers && !is_read)
         };
         match mood {
