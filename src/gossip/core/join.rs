@@ -4,7 +4,7 @@
 //! which it joins: so nobody gets in who is not reached where it says it is, and a recorded knock opens nothing.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ pub(super) struct Joining {
     /// Since when.
     pub(super) in_since: Instant,
     pub(super) knocked: Option<Instant>,
-    seeds: HashMap<SocketAddr, Seed>,
+    seeds: BTreeMap<SocketAddr, Seed>,
     delay: Duration,
 }
 
@@ -57,7 +57,7 @@ struct Seed {
 
 impl Joining {
     pub(super) fn new(now: Instant) -> Self {
-        Self { is_in: false, in_since: now, knocked: None, seeds: HashMap::new(), delay: KNOCK_DELAY }
+        Self { is_in: false, in_since: now, knocked: None, seeds: BTreeMap::new(), delay: KNOCK_DELAY }
     }
 }
 
