@@ -18,8 +18,8 @@ mod peers;
 mod record;
 mod replay;
 mod seal;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, feature = "testing"))]
+pub mod simulation;
 mod stream;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
