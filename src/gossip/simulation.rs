@@ -24,13 +24,13 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use self::baseline::Plain;
 use self::network::Network;
-use self::node::{Action, Counters, Envelope, Host, Inbox, Kind, Pace, Seen, is_echo};
+use self::node::{Action, Counters, Envelope, Host, Inbox, Kind, ONE_KEY_BYTES, Pace, Seen, is_echo};
 use self::queue::{Event, Own, Queue};
 use self::store::{Health, Store};
 use super::core::{Core, Effect, Input, Settings};
 use super::identity::Identity;
 use super::record::decode_apps;
-use super::seal::{self, Keyring};
+use super::seal::{self, ClusterKey, Keyring};
 use crate::app::Offer;
 use crate::member::{MemberState, NodeId, Role};
 use crate::pool::Pools;
@@ -332,7 +332,8 @@ impl Simulation {
     /// Gives a host that seals other keys.
     fn change_keys(&mut self, host: u32, keys: &[u8]) {
         if let Some(envelope) = self.host_mut(host).and_then(|node| node.envelope.as_mut()) {
-            envelope.change(keyring(keys));
+            envelope.change(&cluster_keys(keys));
+            self.input(host, Input::Rekeyed);
         }
     }
 
@@ -574,7 +575,8 @@ impl Simulation {
             }
             Action::Core(Effect::Serve { digest, apps }) => node.served = Some((digest, apps)),
             Action::Core(Effect::Roster(roster)) => {
-                node.take_pools(&roster);
+                node.take_pools(self.now, &roster);
+                node.envelope.iter_mut().for_each(|envelope| envelope.keep_members(&roster));
                 node.roster = Some(roster);
                 self.take_roster(host);
             }
@@ -594,32 +596,33 @@ impl Simulation {
                 }
                 self.views_changed += 1;
             }
-            #[allow(unreachable_patterns, reason = "effects that no simulated world heeds")]
-            Action::Core(_) => {}
             Action::Seen(node, state) => self.take_news(host, node, state),
         }
     }
 
     fn send(&mut self, from: u32, to: SocketAddr, message: Vec<u8>) {
-        let length = message.len() + seal::OVERHEAD_BYTES;
-        self.largest_datagram = self.largest_datagram.max(length);
+        self.largest_datagram = self.largest_datagram.max(message.len() + seal::OVERHEAD_BYTES);
         let measures_work = self.measures_work;
         let Some(node) = self.host_mut(from) else { return };
-        node.counters.datagrams_out += 1;
-        node.counters.bytes_out += length as u64;
-        if is_echo(&message) && matches!(node.node, Kind::Ours(_)) {
-            node.counters.echoes_out += 1;
-            node.counters.echo_bytes_out += length as u64;
-        }
+        let is_echo = is_echo(&message) && matches!(node.node, Kind::Ours(_));
         let began = measures_work.then(Instant::now);
-        let bytes = match &node.envelope {
-            Some(envelope) => envelope.seal(&message),
-            None => message,
+        let (added, sealed) = match &node.envelope {
+            Some(envelope) => (0, envelope.seal(to, &message)),
+            None => (ONE_KEY_BYTES, vec![message]),
         };
         if let Some(began) = began {
             node.counters.work += began.elapsed();
         }
-        let to = host_at(to);
+        for bytes in sealed {
+            let length = (bytes.len() + added) as u64;
+            if let Some(node) = self.host_mut(from) {
+                node.counters.count_out(length, is_echo);
+            }
+            self.carry(from, host_at(to), bytes);
+        }
+    }
+
+    fn carry(&mut self, from: u32, to: u32, bytes: Vec<u8>) {
         let [first, again] = self.network.carry(&mut self.rng, self.now, from, to);
         if let Some(delay) = again {
             self.queue.push(self.now + delay, Event::Datagram { to, bytes: bytes.clone() });
@@ -822,6 +825,9 @@ impl Simulation {
 }
 
 fn keyring(keys: &[u8]) -> Keyring {
-    let keys: Vec<seal::ClusterKey> = keys.iter().map(|byte| seal::ClusterKey([*byte; 32])).collect();
-    Keyring::new("test".parse().expect("a name"), &keys)
+    Keyring::new("test".parse().expect("a name"), &cluster_keys(keys))
+}
+
+fn cluster_keys(keys: &[u8]) -> Vec<ClusterKey> {
+    keys.iter().map(|byte| ClusterKey([*byte; 32])).collect()
 }

@@ -225,7 +225,7 @@ impl Core {
     /// Forgets the membership, not what was known of the members, and comes back as a newcomer. Calling the others
     /// dead instead would make each of them change its identity the moment this node is heard again.
     pub(super) fn start_over(&mut self, now: Instant) {
-        let next = foca::Identity::renew(self.foca.identity()).unwrap_or(*self.foca.identity());
+        let next = foca::Identity::renew(self.foca.identity()).unwrap_or_else(|| *self.foca.identity());
         self.settings.identity = next;
         self.foca = Foca::new(next, foca_config(), StdRng::from_rng(&mut self.rng), Codec);
         self.timers.retain(|Reverse((_, _, slot))| !matches!(slot.0, Timer::Foca(_)));

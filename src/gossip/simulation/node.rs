@@ -9,11 +9,13 @@ use super::baseline::Plain;
 use crate::app::AppState;
 use crate::gossip::core::{Core, Dropped, Effect, Input};
 use crate::gossip::identity::Identity;
+use crate::gossip::message;
+use crate::gossip::peers::Peers;
 use crate::gossip::record::AppsDigest;
-use crate::gossip::seal::{Channel, Keyring, Opener, Sealer};
-use crate::member::{Member, MemberState, NodeId, Reach, Role, Roster};
-use crate::pool::{Pools, Rules};
-use crate::report::JoinReport;
+use crate::gossip::seal::{self, Channel, ClusterKey, Keyring, Opener, Sealer};
+use crate::member::{Member, MemberState, NodeId, Role, Roster};
+use crate::pool::{Pools, Rules, Why};
+use crate::report::{JoinReport, KeyId};
 
 /// What a socket holds while nobody reads it: what the gossip asks the system for.
 const INBOX_BYTES_MAX: usize = 1 << 20;
@@ -121,30 +123,47 @@ impl Inbox {
     }
 }
 
+/// What the driver adds to a message of a node with one key: its envelope without the ids of further keys.
+pub(super) const ONE_KEY_BYTES: usize = seal::OVERHEAD_BYTES - size_of::<KeyId>() * seal::KEYS_MAX;
+
 /// Seals and opens as a driver does, for runs that want it.
 pub(super) struct Envelope {
+    keyring: Keyring,
     sealer: Sealer,
     opener: Opener,
+    peers: Peers,
 }
 
 impl Envelope {
     pub(super) fn new(keyring: Keyring) -> Self {
-        let keyring = Arc::new(keyring);
-        Self { sealer: Sealer::new(Arc::clone(&keyring)), opener: Opener::new(keyring) }
+        let (sealer, opener) = (Sealer::new(&keyring), Opener::new(Channel::Datagram, &keyring));
+        Self { keyring, sealer, opener, peers: Peers::default() }
     }
 
     /// Other keys, while it runs.
-    pub(super) fn change(&mut self, keyring: Keyring) {
-        *self = Self::new(keyring);
+    pub(super) fn change(&mut self, keys: &[ClusterKey]) {
+        self.keyring = self.keyring.with(keys);
+        self.sealer = self.sealer.rekeyed(&self.keyring);
+        self.opener.rekey(&self.keyring);
     }
 
-    pub(super) fn seal(&self, message: &[u8]) -> Vec<u8> {
-        self.sealer.seal(Channel::Datagram, message)
+    /// The envelopes of a message: one, or for somebody of whom nothing is known one for each key.
+    pub(super) fn seal(&self, to: SocketAddr, message: &[u8]) -> Vec<Vec<u8>> {
+        let keys = self.sealer.keys_for(self.peers.opens(to));
+        keys.as_slice().iter().map(|key| self.sealer.seal(Channel::Datagram, *key, message)).collect()
     }
 
     /// The message inside; none if it does not open.
     pub(super) fn open<'a>(&mut self, datagram: &'a mut [u8]) -> Option<&'a [u8]> {
-        self.opener.open(datagram).ok()
+        let opened = self.opener.open(datagram).ok()?;
+        if let Some((stamp, _)) = message::decode(opened.message) {
+            self.peers.note(&stamp, &opened);
+        }
+        Some(opened.message)
+    }
+
+    pub(super) fn keep_members(&mut self, roster: &Roster) {
+        self.peers.keep_members(roster);
     }
 }
 
@@ -169,6 +188,16 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    /// Counts a datagram that goes out.
+    pub(super) fn count_out(&mut self, bytes: u64, is_echo: bool) {
+        self.datagrams_out += 1;
+        self.bytes_out += bytes;
+        if is_echo {
+            self.echoes_out += 1;
+            self.echo_bytes_out += bytes;
+        }
+    }
+
     /// Counts what became of a message.
     pub(super) fn take(&mut self, outcome: Result<(), Dropped>) {
         match outcome {
@@ -211,16 +240,9 @@ impl Seen {
     }
 }
 
-/// The two keys: silent to this balancer; or down, and not known to answer it.
+/// Whether the pools of a balancer that sends nothing there, so that there is no better evidence, do without it.
 fn is_out(member: &Member) -> bool {
-    let is_down = member.state == MemberState::Down && member.reach != Reach::Answers;
-    is_down || member.reach == Reach::Silent || member.state == MemberState::Left
-}
-
-/// Whether work may be sent to the backend at an address.
-pub(super) fn is_in_rotation(pools: &Pools, backend: SocketAddr) -> bool {
-    let mut pools = pools.routes.iter().map(|route| &route.pool);
-    pools.any(|pool| pool.backends.iter().any(|known| known.address.ip() == backend.ip()))
+    member.state == MemberState::Left || Why::of(member).is_some()
 }
 
 /// Whether a message is an echo probe or the answer to one, by its kind.
@@ -263,7 +285,7 @@ pub(super) struct Host {
     /// Whether it finds its seeds in the store, and reads so far while alone.
     pub(super) store_reads: Option<u32>,
     pub(super) pools: Option<Pools>,
-    /// How often a pool that had somebody had nobody left.
+    /// How often a pool that had somebody had nobody left, not even as a last resort, or was no more.
     pub(super) pools_emptied: u64,
 }
 
@@ -273,16 +295,12 @@ impl Host {
     }
 
     /// Takes the roster into the pools, for a balancer that keeps them.
-    pub(super) fn take_pools(&mut self, roster: &Roster) {
+    pub(super) fn take_pools(&mut self, now: Instant, roster: &Roster) {
         let Some(pools) = &self.pools else { return };
-        let next = pools.next(roster, &Rules::default());
-        let has_any = |pools: &Pools| {
-            let mut members = roster.members.iter();
-            members.any(|member| is_in_rotation(pools, member.address))
-        };
-        if has_any(pools) && !has_any(&next) {
-            self.pools_emptied += 1;
-        }
+        let next = pools.next(roster, &Rules::default(), now);
+        let has_empty = |pools: &Pools| pools.routes.iter().any(|route| route.pool.backends.is_empty());
+        let has_fewer_routes = next.routes.len() < pools.routes.len();
+        self.pools_emptied += u64::from(has_fewer_routes || (has_empty(&next) && !has_empty(pools)));
         self.pools = Some(next);
     }
 }
