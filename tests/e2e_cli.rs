@@ -101,7 +101,10 @@ fn members_as_a_table_and_as_json() {
         let members = view["members"].as_array().unwrap();
         assert_eq!(members.len(), 2);
         for (member, (name, role)) in members.iter().zip([("a", "backend"), ("lb", "balancer")]) {
-            assert_eq!(keys(member), BTreeSet::from(["id", "name", "role", "address", "state", "since", "apps"]));
+            assert_eq!(
+                keys(member),
+                BTreeSet::from(["id", "name", "role", "address", "state", "reach", "since", "key", "apps"])
+            );
             assert_eq!(
                 (&member["name"], &member["role"], &member["state"]),
                 (&name.into(), &role.into(), &"alive".into())

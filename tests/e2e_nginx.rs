@@ -318,20 +318,19 @@ fn a_backend_that_loses_its_power_is_taken_out_and_none_fails() {
     place.await_text(&lb, "it is taken out", |text| !text.contains(&gone));
     place.await_served(&lb, "site.example", &["a", "c"]);
     assert_eq!(load.end(), [""; 0]);
-    // With nobody left, clients are told to come back.
+    // With nobody left, the last ones stay, as a last resort.
     backends[0].node.kill();
     backends[2].node.kill();
-    eventually_within(
-        LIMIT,
-        "nobody is ready",
-        || place.text(),
-        || {
-            let answer = get(place.port(), "site.example", "/").ok()?;
-            (answer.status == 503 && answer.headers.get("retry-after")? == "5").then_some(())
-        },
-    );
-    assert!(place.text().contains("No server is ready"), "{}", place.text());
-    await_problem(&lb, &["application web on port", "has no ready backend"]);
+    await_problem(&lb, &["application web on port", "has no backend that answers this balancer"]);
+    place.await_served(&lb, "site.example", &["502"]);
+    let all = [0, 1, 2].map(|at| format!("127.0.0.1:{}", backends[at].origin.port));
+    let text = place.await_text(&lb, "all are listed", |text| all.iter().all(|address| text.contains(address)));
+    assert!(!text.contains("No server is ready"), "{text}");
+    // The first that is back is in rotation, and the others are not.
+    let again = place.backend("d", &["site.example"]);
+    place.await_served(&lb, "site.example", &["d"]);
+    let text = place.await_text(&lb, "the dead ones leave", |text| !text.contains(&gone));
+    assert!(text.contains(&format!("127.0.0.1:{}", again.origin.port)), "{text}");
 }
 
 #[test]
@@ -399,11 +398,11 @@ fn tcp_passes_through_the_stream_template() {
     let place = Place::new();
     let target = place.nginx.folder.path().join("stream.d/scrimp.conf");
     let lb = place.balancer_with("lb", &place.settings("nginx-stream", &target));
-    let origins = ["one", "two"].map(node::Origin::line);
+    let [one, two] = ["one", "two"].map(node::Origin::line);
     let serve = |name: &str, origin: &node::Origin| {
         place.cluster.backend(name, &[&format!("db:{}/tcp,listen={}", origin.port(), place.port())])
     };
-    let mut backends: Vec<Node> = ["a", "b"].iter().zip(&origins).map(|(name, origin)| serve(name, origin)).collect();
+    let mut backends: Vec<Node> = vec![serve("a", &one), serve("b", &two)];
     let answers = || -> BTreeSet<String> {
         let answer = |_| node::receive(([127, 0, 0, 1], place.port()).into()).map_err(|error| error.kind());
         (0..8).map(answer).map(|answer| answer.unwrap_or_else(|kind| kind.to_string())).collect()
@@ -417,8 +416,8 @@ fn tcp_passes_through_the_stream_template() {
     expect(&["one\n", "two\n"]);
     backends[1].end();
     expect(&["one\n"]);
-    // Nobody is left, but the application is known: clients are closed at once.
-    backends[0].kill();
+    // No application is left, but its node is: clients are closed at once.
+    drop(one);
     eventually_within(
         LIMIT,
         "it is taken out",
@@ -740,7 +739,8 @@ fn render_prints_the_bytes_that_stand_in_the_file() {
     place.await_served(&lb, "site.example", &["a", "b"]);
     place.await_text(&lb, "all are there", |text| text.contains("# gone\n") && text.contains("silent.example"));
     gone.node.kill();
-    let text = place.await_text(&lb, "one is gone", |text| !text.contains("# gone\n"));
+    await_problem(&lb, &["application web on port", "has no backend that answers this balancer"]);
+    let text = place.await_text(&lb, "a last resort", |text| text.contains("# gone\n"));
     assert!(text.contains("gone.example") && text.contains("random two least_conn;"), "{text}");
 
     let admin = format!("unix:{}", lb.socket.display());

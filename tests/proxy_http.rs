@@ -866,6 +866,30 @@ fn under_suspicion_a_request_that_may_be_sent_twice_moves_and_any_other_waits() 
 }
 
 #[test]
+fn when_a_rack_falls_under_suspicion_its_requests_go_straight_to_who_is_left() {
+    let (mutes, good): (Vec<Mute>, _) = ((0..6).map(|_| Mute::new("mute")).collect(), Origin::named("good"));
+    let mut all: Vec<SocketAddr> = mutes.iter().map(|mute| mute.origin.address).collect();
+    all.push(good.address);
+    let stage = Stage::new(&all);
+    let asked = || mutes.iter().map(Mute::asked).sum::<usize>();
+    let mut wires = Vec::new();
+    until("each has some", || {
+        let mut wire = stage.wire();
+        wire.send(GET);
+        wires.push(wire);
+        mutes.iter().all(|mute| mute.asked() > 0)
+    });
+    let answered = |wires: &[Wire]| wires.iter().filter(|wire| is_readable(wire)).count();
+    until("each request is somewhere", || asked() + answered(&wires) == wires.len());
+    let before = asked();
+    stage.doubted(&all, 6, MemberState::Alive, Reach::Silent);
+    for wire in &mut wires {
+        assert_eq!(wire.response().text(), "good");
+    }
+    assert_eq!((asked(), stage.bed.counters.retries.get()), (before, before as u64));
+}
+
+#[test]
 fn a_request_on_its_way_to_a_suspected_backend_does_not_wait_for_the_connect() {
     let (hole, good) = (BlackHole::new(), Origin::named("good"));
     let both = [hole.address, good.address];

@@ -46,4 +46,19 @@ mod tests {
             assert_eq!(balancer.pick(&backends, client, &[]), Some(0));
         }
     }
+
+    #[test]
+    fn among_equals_the_turn_goes_on_when_the_set_changes() {
+        let client = SocketAddr::from(([1, 1, 1, 1], 1));
+        let (a, b, c) = (backend(1, 100), backend(2, 100), backend(3, 100));
+        let all = [a.clone(), b.clone(), c.clone()];
+        let first = Balancer::new(PolicyName::LeastConnections, &all);
+        assert_eq!(first.pick(&all, client, &[]), Some(0));
+        // The one that is next is suspected, and back.
+        let fewer = [a, c];
+        let second = first.next(PolicyName::LeastConnections, &all, &fewer);
+        assert_eq!(second.pick(&fewer, client, &[]), Some(1));
+        let third = second.next(PolicyName::LeastConnections, &fewer, &all);
+        assert_eq!([third.pick(&all, client, &[]), third.pick(&all, client, &[])], [Some(0), Some(1)]);
+    }
 }

@@ -207,3 +207,59 @@ impl Generating {
         let _ = self.task.await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::app::{App, AppState, Offer, Protocol};
+    use crate::member::{Member, MemberState, NodeId, Reach};
+    use crate::name::{PathPrefix, Port, Weight};
+
+    fn roster(reach: Reach) -> Arc<Roster> {
+        let app = App {
+            name: "a".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: Port::new(8080).unwrap(),
+            listen: Port::new(8080).unwrap(),
+            domains: Vec::new(),
+            path: PathPrefix::root(),
+            weight: Weight::default(),
+            policy: None,
+        };
+        let member = Member {
+            id: NodeId(1),
+            name: Some("n".parse().unwrap()),
+            role: Some(Role::Backend),
+            address: SocketAddr::from(([10, 0, 0, 1], 7377)),
+            state: MemberState::Alive,
+            since: SystemTime::UNIX_EPOCH,
+            reach,
+            offer: Some(Arc::new(Offer { apps: vec![(app, AppState::Ready)] })),
+        };
+        Arc::new(Roster { cluster: "c".parse().unwrap(), me: NodeId(0), members: vec![member] })
+    }
+
+    #[tokio::test]
+    async fn a_suspicion_that_was_held_off_comes_by_itself() {
+        let (rosters, roster_rx) = watch::channel(roster(Reach::Answers));
+        let (_rules, rules_rx) = watch::channel(Rules::default());
+        let (pools_tx, mut pools) = watch::channel(Arc::default());
+        let closed = CancellationToken::new();
+        let task = tokio::spawn(follow(roster_rx, rules_rx, pools_tx, closed.clone()));
+        pools.changed().await.unwrap();
+        let load = Arc::clone(pools.borrow_and_update().loads.values().next().unwrap());
+        load.succeeded(Instant::now());
+        rosters.send_replace(roster(Reach::Silent));
+        pools.changed().await.unwrap();
+        assert!(pools.borrow_and_update().out.is_empty(), "held off");
+        // No roster comes any more.
+        let soon = tokio::time::timeout(Duration::from_secs(20), pools.wait_for(|pools| !pools.out.is_empty()));
+        assert!(soon.await.is_ok_and(|pools| pools.is_ok()));
+        assert!(load.since_success(Instant::now()).unwrap() >= crate::pool::EVIDENCE);
+        closed.cancel();
+        task.await.unwrap();
+    }
+}
