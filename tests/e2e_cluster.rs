@@ -44,7 +44,12 @@ const NEVER: Duration = Duration::from_secs(30);
 
 /// Whether a balancer gives a backend requests as a matter of course, by its entry in `/v1/apps`.
 fn in_rotation(backend: &Value) -> bool {
-    matches!(backend["state"].as_str(), Some("ready" | "suspected"))
+    let is_last_resort = || backend["reason"].as_str().is_some_and(|reason| reason.contains("last resort"));
+    match backend["state"].as_str() {
+        Some("ready") => true,
+        Some("suspected") => is_last_resort(),
+        _ => false,
+    }
 }
 
 /// Whether somebody thinks a member dead.
