@@ -229,6 +229,7 @@ impl Lab {
             name: text(&member["name"]),
             address: text(&member["address"]),
             state: text(&member["state"]),
+            reach: text(&member["reach"]),
         };
         view["members"].as_array().into_iter().flatten().map(seen).collect()
     }
@@ -250,6 +251,7 @@ pub struct Seen {
     pub id: String,
     pub address: String,
     pub state: String,
+    pub reach: String,
 }
 
 impl Seen {
