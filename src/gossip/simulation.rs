@@ -477,6 +477,7 @@ impl Simulation {
         let (now, measures_work) = (self.now, self.measures_work);
         let Some(node) = self.host_mut(host) else { return };
         if node.node.next_deadline().is_some_and(|deadline| deadline <= now) {
+            node.counters.unread = node.counters.unread.max(node.inbox.len());
             let began = measures_work.then(Instant::now);
             // Waking makes no sense wrong.
             let _ = node.node.handle(now, Input::Wake);

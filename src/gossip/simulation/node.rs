@@ -116,6 +116,10 @@ impl Inbox {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
     pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
         let datagram = self.datagrams.pop_front()?;
         self.bytes -= datagram.len() + INBOX_OVERHEAD_BYTES;
@@ -177,6 +181,8 @@ pub(super) struct Counters {
     pub(super) echoes_out: u64,
     pub(super) echo_bytes_out: u64,
     pub(super) identity_changes: u64,
+    /// The most datagrams that waited in its socket while its timers fired.
+    pub(super) unread: usize,
     /// Messages that made no sense to it, or claimed too much: never any from nodes of ours.
     pub(super) invalid: u64,
     /// Messages that were meant for another run.

@@ -140,6 +140,7 @@ pub fn cases() -> Vec<Case> {
     cases.push(case("churn-500", 20, |setup| churn(setup, 500, setup.pick(HOUR, 5 * MINUTE))));
     cases.push(case("throttled-50", 20, |setup| throttled(setup, 50, setup.pick(HOUR, 5 * MINUTE))));
     cases.push(case("paused-50", 20, |setup| paused(setup, 50)));
+    cases.push(case("stuttering-50", 20, |setup| stuttering(setup, 50)));
     cases.push(case("deaf-50", 20, |setup| deaf(setup, 50)));
     cases.push(case("one-link-50", 20, |setup| one_link(setup, 50)));
     cases.push(case("partition-50", 20, |setup| partition(setup, 50)));
@@ -388,6 +389,30 @@ pub(super) fn paused(setup: &Setup, size: u32) -> Vec<Measure> {
     ]
 }
 
+/// A balancer that stands still for seconds, again and again.
+pub(super) fn stuttering(setup: &Setup, size: u32) -> Vec<Measure> {
+    let mut sim = formed(setup, size, BALANCERS, ordinary(0.05));
+    let victim = BALANCERS - 1;
+    let (mut convicted, mut removed, mut down) = (0, 0, 0);
+    for _ in 0..setup.pick(100, 20) {
+        sim.pause(victim);
+        let pause = MS * sim.rng.random_range(1000..10_000);
+        sim.run(pause);
+        sim.forget_counters();
+        sim.resume(victim);
+        let pause = MS * sim.rng.random_range(2000..5000);
+        sim.run(pause);
+        convicted += sim.convicted_by.get(&victim).copied().unwrap_or_default();
+        removed += sim.false_removals;
+        down += sim.false_downs;
+    }
+    vec![
+        count("members it convicts", Goal::ZERO, convicted),
+        count("healthy backends removed", Goal::ZERO, removed),
+        count("healthy members seen down", Goal::SHOWN, down),
+    ]
+}
+
 pub(super) fn deaf(setup: &Setup, size: u32) -> Vec<Measure> {
     let mut sim = formed(setup, size, BALANCERS, ordinary(0.01));
     let victim = sim.any_victim(BALANCERS);
@@ -541,7 +566,7 @@ pub(super) fn traffic(setup: &Setup, size: u32) -> Vec<Measure> {
 }
 
 /// As much as one node may offer: 64 KiB of applications.
-fn large_offer(host: u32) -> Offer {
+pub(super) fn large_offer(host: u32) -> Offer {
     let make = |length: usize| {
         let mut whole = offer(256, 0, 1);
         for (place, (app, _)) in whole.apps.iter_mut().enumerate() {
@@ -563,8 +588,8 @@ pub(super) fn metadata(setup: &Setup, backends: u32) -> Vec<Measure> {
         let role = if host < BALANCERS { Role::Balancer } else { Role::Backend };
         let seeds = Seeds::Fixed((0..BALANCERS).collect());
         let start = Start { host, role, seeds, offer: large_offer(host), clock_back: Duration::ZERO, twin_of: None };
-        sim.start(start);
         sim.run(20 * MS);
+        sim.start(start);
     }
     let whole = sim.settle(MINUTE);
     let largest =

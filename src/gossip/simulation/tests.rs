@@ -338,6 +338,7 @@ fn who_is_paused_hears_the_socket_before_its_timers() {
     sim.resume(2);
     assert!(sim.node(2).counters.datagrams_in > before.datagrams_in, "what waited in the socket, at once");
     assert!(sim.node(2).node.next_deadline().unwrap() > sim.now, "and then what was due");
+    assert_eq!(sim.node(2).counters.unread, 0, "in this order");
 }
 
 #[test]
@@ -385,6 +386,11 @@ fn who_was_paused_convicts_nobody_and_is_back_at_once() {
 }
 
 #[test]
+fn who_stands_still_again_and_again_convicts_nobody() {
+    is_met(2, |setup| scenario::stuttering(setup, 10));
+}
+
+#[test]
 fn one_that_is_deaf_removes_nobody_else() {
     is_met(2, |setup| scenario::deaf(setup, 10));
 }
@@ -417,6 +423,13 @@ fn a_drain_is_known_to_five_balancers_at_once() {
 #[test]
 fn a_steady_cluster_is_quiet() {
     is_met(2, |setup| scenario::traffic(setup, 10));
+}
+
+#[test]
+fn a_large_offer_is_nearly_as_large_as_one_may_be() {
+    let apps: Vec<_> = scenario::large_offer(102).apps.into_iter().map(|(app, _)| app).collect();
+    let bytes = crate::gossip::record::encode_apps(&apps).len();
+    assert!((60 * 1024..=64 * 1024).contains(&bytes), "{bytes}");
 }
 
 #[test]
