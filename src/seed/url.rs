@@ -105,7 +105,14 @@ fn parse(text: &str) -> Result<SeedUrl, String> {
         return fixed(text);
     };
     match scheme.to_ascii_lowercase().as_str() {
-        "s3" => s3(rest).map(SeedUrl::S3),
+        "s3" => {
+            let url = SeedUrl::S3(s3(rest)?);
+            // It is shown with % codes where none were written, and what is shown must be fit to be written.
+            if url.to_string().len() > URL_BYTES_MAX {
+                return Err(format!("it is longer than {URL_BYTES_MAX} bytes when written out; shorten its settings"));
+            }
+            Ok(url)
+        }
         "file" => file(rest),
         "http" | "https" => Err(format!(
             "a store is not named by its web address; for an S3-compatible store write \
@@ -339,5 +346,13 @@ mod tests {
         let long = "s3://bucket/a?credentials=/etc/scrimp/s3%20keys".parse().unwrap();
         let SeedUrl::S3(url) = long else { panic!("{long:?}") };
         assert_eq!(url.credentials.unwrap(), Path::new("/etc/scrimp/s3 keys"));
+    }
+
+    #[test]
+    fn what_is_taken_can_be_written_as_it_is_shown() {
+        let url = |umlauts| format!("s3://bucket/p?credentials=/{}", "\u{fc}".repeat(umlauts));
+        let taken: SeedUrl = url(330).parse().unwrap();
+        assert_eq!(taken.to_string().parse(), Ok(taken));
+        assert!(url(400).parse::<SeedUrl>().unwrap_err().to_string().contains("when written out"));
     }
 }
