@@ -21,6 +21,8 @@ mod seal;
 #[cfg(any(test, feature = "testing"))]
 pub mod simulation;
 mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;

@@ -261,6 +261,23 @@ fn file_name_of(node: &NodeName) -> String {
     format!("{node}.json")
 }
 
+/// Entry points of the fuzzer.
+#[cfg(feature = "testing")]
+pub mod testing {
+    use super::{InvalidObject, NodeName, file_name_of, node_of, printable};
+
+    /// Whose object a name in a listing is.
+    #[must_use]
+    pub fn node_of_listed(name: &str) -> Option<NodeName> {
+        let node = node_of(name);
+        assert!(node.as_ref().is_none_or(|node| file_name_of(node) == name), "{name:?} is written elsewhere than read");
+        let shown = InvalidObject::new(name, name);
+        assert!(!shown.name.chars().chain(shown.problem.chars()).any(char::is_control) && shown.problem.len() <= 800);
+        assert_eq!(printable(&shown.problem, 200), shown.problem);
+        node
+    }
+}
+
 /// Why a store could not be read or written, with the remedy, in words for a person. Nothing was changed by it
 /// unless the error says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use crate::report::{GossipCounters, KeyId};
 
 const CHALLENGE_BYTES: usize = 16;
 const QUESTION_BYTES_MAX: usize = 256;
-const ANSWER_BYTES_MAX: usize = OFFER_BYTES_MAX + CHALLENGE_BYTES + 1 + OVERHEAD_BYTES;
+pub(super) const ANSWER_BYTES_MAX: usize = OFFER_BYTES_MAX + CHALLENGE_BYTES + 1 + OVERHEAD_BYTES;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stranger that connects and says nothing is let go after this.
@@ -187,7 +187,7 @@ async fn exchange(mut stream: TcpStream, kind: u8, about: &[u8], keys: &Keys, ke
     })
 }
 
-async fn read_frame(stream: &mut TcpStream, bytes_max: usize) -> std::io::Result<Vec<u8>> {
+pub(super) async fn read_frame(stream: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> std::io::Result<Vec<u8>> {
     let length = stream.read_u32().await? as usize;
     if length > bytes_max {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a frame longer than allowed"));
