@@ -376,6 +376,11 @@ fn a_dead_backend_is_out_of_rotation_within_two_seconds() {
 }
 
 #[test]
+fn who_comes_and_goes_takes_nobody_else_out() {
+    is_met(2, |setup| scenario::churn(setup, 20, 6 * MINUTE));
+}
+
+#[test]
 fn healthy_balancers_keep_healthy_backends_beside_throttled_ones() {
     is_met(2, |setup| scenario::throttled(setup, 10, 2 * MINUTE));
 }
