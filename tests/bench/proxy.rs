@@ -151,10 +151,9 @@ fn run(options: Options) -> anyhow::Result<bool> {
     let mut own = CpuSet::new();
     own.set(load_core);
     sched_setaffinity(None, &own)?;
-    // What else this machine does shall not stand between a packet and who waits for it. Not all may do this.
-    let has_priority = rustix::process::nice(-10).is_ok();
+    let priority = Priority::take();
     println!("machine: {}", machine());
-    println!("order:   {}", if has_priority { "before all else (nice -10)" } else { "as all else" });
+    println!("order:   {}", if priority.is_some() { "before all else (nice -10)" } else { "as all else" });
     println!("cores:   {proxy_core} for the proxies, {load_core} for load and origins");
     println!("samples: {} rounds of {} s, in turns\n", options.rounds, options.seconds);
     let mut kinds = Vec::new();
@@ -778,6 +777,26 @@ fn raise_descriptors() -> u64 {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
     getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS)
+}
+
+/// What else this machine does shall not stand between a packet and who waits for it, where that may be asked for. It
+/// is the session that has to be nice or not, on kernels that share the processor among sessions first.
+struct Priority;
+
+impl Priority {
+    const SESSION: &str = "/proc/self/autogroup";
+
+    fn take() -> Option<Self> {
+        rustix::process::nice(-10).ok()?;
+        let is_by_session = Path::new(Self::SESSION).exists();
+        (!is_by_session || fs::write(Self::SESSION, "-10").is_ok()).then_some(Self)
+    }
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::SESSION, "0");
+    }
 }
 
 /// In words: processor, cores, kernel, load.
