@@ -571,14 +571,15 @@ fn free_address() -> SocketAddr {
     }
 }
 
-/// Whether something that is not there in all builds works already.
-pub fn has(door: Door, address: SocketAddr, certificate: &[u8]) -> bool {
+/// Fails if something that not all builds have is not there yet.
+pub fn try_once(door: Door, address: SocketAddr, certificate: &[u8]) -> anyhow::Result<()> {
     match door {
-        Door::Https => load::tls(certificate, false).and_then(|config| load::handshake(address, &config)).is_ok(),
-        Door::Http2 => load::http2(address, 1, 1, 1).is_ok(),
+        Door::Https => load::tls(certificate, false).and_then(|config| load::handshake(address, &config)).map(|_| ()),
+        Door::Http2 => load::http2(address, 1, 1, 1).map(|_| ()),
         Door::Udp => {
-            load::udp_client(address, Duration::from_secs(1)).and_then(|socket| load::datagram(&socket)).is_ok()
+            let socket = load::udp_client(address, Duration::from_secs(1))?;
+            load::datagram(&socket).context("no datagram comes back")
         }
-        _ => true,
+        _ => Ok(()),
     }
 }

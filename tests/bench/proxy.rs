@@ -40,6 +40,9 @@ const HTTP2_STREAMS: usize = 8;
 const IDLE_CLIENTS: usize = 9000;
 const STORM_CLIENTS: usize = 10_000;
 const STORMS: usize = 3;
+const PICK_MORE_NS: f64 = 500.0;
+/// Long enough that setting up the connections is little of what a tracer counts.
+const TRACE_SECONDS: u64 = 5;
 const DESCRIPTORS: u64 = 65_536;
 
 struct Options {
@@ -117,7 +120,7 @@ fn options(arguments: Vec<String>) -> Result<Options, String> {
             "--rounds" => rounds = number(value()?)? as usize,
             "--seconds" => seconds = number(value()?)?,
             "--quick" => rounds = 3,
-            "--strace" => traces = true,
+            "--strace" => (traces, seconds) = (true, TRACE_SECONDS),
             "--peers" => peers = Some(value()?.split(',').map(str::to_owned).collect()),
             "--scrimp" => {
                 let value = value()?;
@@ -466,9 +469,9 @@ impl Bench {
             let few = median(samples.iter().map(|(few, _)| *few).collect());
             let many = median(samples.iter().map(|(_, many)| *many).collect());
             println!("  {name:20} {few:>8.0} {many:>8.0} {:>8.2}", many / few);
-            // The hash policy looks at all, and its users know; what a cache no longer holds costs a little.
-            let verdict = if many <= few * 2.0 || many - few < 200.0 { "MET" } else { "MISS" };
-            let goal = "goal: the same (2 ×, or 200 ns more)";
+            // What no cache holds any more may be looked at, but not all of it.
+            let verdict = if many - few <= PICK_MORE_NS { "MET" } else { "MISS" };
+            let goal = format!("goal: at most {PICK_MORE_NS} ns more");
             self.verdicts
                 .push(format!("{:10} {name}: {few:.0} ns of 3, {many:.0} ns of 10,000, {goal}: {verdict}", "pick"));
         }
@@ -498,9 +501,12 @@ impl Bench {
 
     fn start_secure(&mut self) {
         if self.secure.is_empty() {
-            let setup = self.setup();
-            let ours = self.kinds.iter().filter(|kind| matches!(kind, Kind::Scrimp { .. }));
-            self.secure = ours.filter_map(|kind| kind.start(&setup, true).ok()).collect();
+            for kind in self.kinds.iter().filter(|kind| matches!(kind, Kind::Scrimp { .. })) {
+                match kind.start(&self.setup(), true) {
+                    Ok(peer) => self.secure.push(peer),
+                    Err(problem) => println!("  {:12} not there yet: {problem:#}", kind.name()),
+                }
+            }
         }
     }
 
@@ -524,13 +530,10 @@ impl Bench {
             let peer = self.plain.iter().chain(&self.secure).find(of_kind);
             let is_ours = matches!(kind, Kind::Scrimp { .. });
             let Some((peer, address)) = peer.and_then(|peer| Some((peer, peer.door(door)?))) else {
-                if is_ours {
-                    println!("  {:12} not there yet", kind.name());
-                }
                 continue;
             };
-            if is_ours && !peers::has(door, address, &self.certificate) {
-                println!("  {:12} not there yet", kind.name());
+            if is_ours && let Err(problem) = peers::try_once(door, address, &self.certificate) {
+                println!("  {:12} not there yet: {problem:#}", kind.name());
                 continue;
             }
             entrants.push(Entrant {
