@@ -571,8 +571,19 @@ fn free_address() -> SocketAddr {
     }
 }
 
-/// Fails if something that not all builds have is not there yet.
-pub fn try_once(door: Door, address: SocketAddr, certificate: &[u8]) -> anyhow::Result<()> {
+/// Fails if something that not all builds have is not there yet, after giving it a moment to come up.
+pub fn try_out(door: Door, address: SocketAddr, certificate: &[u8]) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let tried = try_once(door, address, certificate);
+        if tried.is_ok() || began.elapsed() > Duration::from_secs(3) {
+            return tried;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn try_once(door: Door, address: SocketAddr, certificate: &[u8]) -> anyhow::Result<()> {
     match door {
         Door::Https => load::tls(certificate, false).and_then(|config| load::handshake(address, &config)).map(|_| ()),
         Door::Http2 => load::http2(address, 1, 1, 1).map(|_| ()),

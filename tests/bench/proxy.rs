@@ -532,7 +532,7 @@ impl Bench {
             let Some((peer, address)) = peer.and_then(|peer| Some((peer, peer.door(door)?))) else {
                 continue;
             };
-            if is_ours && let Err(problem) = peers::try_once(door, address, &self.certificate) {
+            if is_ours && let Err(problem) = peers::try_out(door, address, &self.certificate) {
                 println!("  {:12} not there yet: {problem:#}", kind.name());
                 continue;
             }
