@@ -14,6 +14,9 @@ mod dial;
 mod framing;
 mod headers;
 mod http;
+// The pure half of an engine that is not driven yet.
+#[allow(dead_code)]
+mod http1;
 mod listen;
 mod manager;
 mod page;
@@ -41,6 +44,8 @@ use tokio_util::sync::CancellationToken;
 use crate::pool::Pools;
 use crate::report::{ListenReport, ProxyCounters};
 use accept::Admission;
+#[cfg(feature = "testing")]
+pub use http1::testing;
 
 /// The running proxy. Dropping it ends every connection at once; [`Proxy::drain`] is the polite way.
 #[derive(Debug)]

@@ -13,6 +13,11 @@ pub(super) enum Page {
     Method,
     RequestTimeout,
     TargetTooLong,
+    HeaderTooLarge,
+    /// A method that is longer than any.
+    NotImplemented,
+    /// A version of HTTP that is not spoken here.
+    Version,
     Expectation,
     BadGateway,
     /// All backends want a protocol that is not spoken here.
@@ -23,17 +28,20 @@ pub(super) enum Page {
 }
 
 impl Page {
-    pub(super) fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::Expectation => StatusCode::EXPECTATION_FAILED,
-            Self::BadGateway | Self::Protocol => StatusCode::BAD_GATEWAY,
-            Self::NoBackend | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::BadRequest(_) => 400,
+            Self::NoRoute => 404,
+            Self::Method => 405,
+            Self::RequestTimeout => 408,
+            Self::TargetTooLong => 414,
+            Self::Expectation => 417,
+            Self::HeaderTooLarge => 431,
+            Self::NotImplemented => 501,
+            Self::BadGateway | Self::Protocol => 502,
+            Self::NoBackend | Self::Busy => 503,
+            Self::GatewayTimeout => 504,
+            Self::Version => 505,
         }
     }
 
@@ -44,6 +52,9 @@ impl Page {
             Self::Method => "this method is not allowed here",
             Self::RequestTimeout => "the request's body stopped arriving",
             Self::TargetTooLong => "the request's target is too long",
+            Self::HeaderTooLarge => "the request's header is too large",
+            Self::NotImplemented => "no such method is served here",
+            Self::Version => "this version of HTTP is not served here",
             Self::Expectation => "this expectation cannot be met",
             Self::BadGateway => "no backend of this application could answer",
             Self::Protocol => "the backends of this application speak https or h2c, which is not served in proxy mode",
@@ -66,8 +77,8 @@ impl Page {
     /// The response, with its text to be sent as its body.
     pub(super) fn response(self) -> Response<Bytes> {
         let status = self.status();
-        let mut response = Response::new(Bytes::from(format!("{}: {}\n", status.as_u16(), self.text())));
-        *response.status_mut() = status;
+        let mut response = Response::new(Bytes::from(format!("{status}: {}\n", self.text())));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         if let Some((name, value)) = self.field() {
