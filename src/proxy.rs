@@ -2,27 +2,21 @@
 //!
 //! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
 //! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
-//! nothing but sockets that listen, counters and the pools. `tcp` and `http` say what becomes of a connection.
+//! nothing but sockets that listen, counters and the pools. `tcp` and `http1` say what becomes of a connection, `forward`
+//! how a request finds its backend.
 //!
 //! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
 //! TLS or HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
 
 mod accept;
-mod body;
-mod client;
+mod bell;
 mod dial;
-mod framing;
-mod headers;
-mod http;
-// The pure half of an engine that is not driven yet.
-#[allow(dead_code)]
+mod forward;
 mod http1;
 mod listen;
 mod manager;
 mod page;
 mod relay;
-// Nothing has TLS yet.
-#[allow(dead_code)]
 mod stream;
 mod tcp;
 mod tunnel;
@@ -61,6 +55,8 @@ struct Shared {
     config: ArcSwap<Config>,
     counters: Arc<ProxyCounters>,
     admission: Admission,
+    /// Changes when pools are published and their loads have been told.
+    told: watch::Sender<()>,
     /// Nothing new is accepted, and what is open comes to its end.
     draining: CancellationToken,
     /// Everything ends now.
@@ -85,6 +81,7 @@ impl Proxy {
             admission: Admission::new(config.limits.connections),
             config: ArcSwap::from_pointee(config),
             counters,
+            told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
         });

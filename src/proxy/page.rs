@@ -1,9 +1,5 @@
 //! The proxy's own answers: one plain line each, without a word about what stands behind.
 
-use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
-
 /// An answer of our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Page {
@@ -45,7 +41,26 @@ impl Page {
         }
     }
 
-    fn text(self) -> &'static str {
+    /// What the status is called.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "Bad Request",
+            Self::NoRoute => "Not Found",
+            Self::Method => "Method Not Allowed",
+            Self::RequestTimeout => "Request Timeout",
+            Self::TargetTooLong => "URI Too Long",
+            Self::Expectation => "Expectation Failed",
+            Self::HeaderTooLarge => "Request Header Fields Too Large",
+            Self::NotImplemented => "Not Implemented",
+            Self::BadGateway | Self::Protocol => "Bad Gateway",
+            Self::NoBackend | Self::Busy => "Service Unavailable",
+            Self::GatewayTimeout => "Gateway Timeout",
+            Self::Version => "HTTP Version Not Supported",
+        }
+    }
+
+    /// What happened, in a line for a person.
+    pub(super) fn text(self) -> &'static str {
         match self {
             Self::BadRequest(reason) => reason,
             Self::NoRoute => "no application is served for this host and path",
@@ -64,26 +79,18 @@ impl Page {
         }
     }
 
-    fn field(self) -> Option<(HeaderName, &'static str)> {
+    /// A field that goes with it.
+    pub(super) fn field(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Method => Some((ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
-            Self::NoBackend | Self::Busy => Some((RETRY_AFTER, "1")),
-            // Where the next request would begin is not sure.
-            Self::BadRequest(_) | Self::RequestTimeout => Some((CONNECTION, "close")),
+            Self::Method => Some(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
+            Self::NoBackend | Self::Busy => Some(("retry-after", "1")),
             _ => None,
         }
     }
 
-    /// The response, with its text to be sent as its body.
-    pub(super) fn response(self) -> Response<Bytes> {
-        let status = self.status();
-        let mut response = Response::new(Bytes::from(format!("{status}: {}\n", self.text())));
-        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if let Some((name, value)) = self.field() {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        response
+    /// Whether a connection on which requests follow each other ends behind it: where the next one would begin is not
+    /// sure.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Self::BadRequest(_) | Self::RequestTimeout)
     }
 }

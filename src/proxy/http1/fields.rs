@@ -186,7 +186,7 @@ pub(in crate::proxy) fn write_request(head: &RequestHead<'_, '_>, via: &Via<'_>,
 
 /// What a client is told about its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+pub(super) enum After {
     /// Nothing: it stays.
     Silent,
     /// It stays, which a client of HTTP/1.0 has to be told.
@@ -201,7 +201,7 @@ pub(super) enum Keep {
 pub(super) fn write_response(
     head: &ResponseHead<'_, '_>,
     length: Length,
-    keep: Keep,
+    after: After,
     date: impl FnOnce(&mut Vec<u8>),
     out: &mut Vec<u8>,
 ) {
@@ -213,11 +213,11 @@ pub(super) fn write_response(
     if head.status >= 200 && !has_date {
         date(out);
     }
-    match keep {
-        Keep::Silent => {}
-        Keep::KeepAlive => put(out, &[b"connection: keep-alive\r\n"]),
-        Keep::Close => put(out, &[b"connection: close\r\n"]),
-        Keep::Upgrade => put(out, &[b"connection: upgrade\r\nupgrade: ", head.upgrade.unwrap_or_default(), b"\r\n"]),
+    match after {
+        After::Silent => {}
+        After::KeepAlive => put(out, &[b"connection: keep-alive\r\n"]),
+        After::Close => put(out, &[b"connection: close\r\n"]),
+        After::Upgrade => put(out, &[b"connection: upgrade\r\nupgrade: ", head.upgrade.unwrap_or_default(), b"\r\n"]),
     }
     put(out, &[b"\r\n"]);
 }
@@ -399,11 +399,11 @@ mod tests {
         assert_eq!(said("Connection: x, upgrade\r\nUpgrade: websocket"), "connection: upgrade|upgrade: websocket");
     }
 
-    fn answered(head: &str, length: Length, keep: Keep) -> String {
+    fn answered(head: &str, length: Length, after: After) -> String {
         let mut room = [const { MaybeUninit::uninit() }; 100];
         let head = parse_response(head.as_bytes(), &mut room).unwrap();
         let mut out = Vec::new();
-        write_response(&head, length, keep, |out| out.extend_from_slice(b"date: now\r\n"), &mut out);
+        write_response(&head, length, after, |out| out.extend_from_slice(b"date: now\r\n"), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -413,15 +413,15 @@ mod tests {
                     Keep-Alive: timeout=5\r\nProxy-Authenticate: x\r\nUpgrade: h2c\r\nDate: then\r\nSet-Cookie: a\r\n\
                     Set-Cookie: b\r\nTE: x\r\n\r\n";
         assert_eq!(
-            answered(head, Length::Known(2), Keep::Silent),
+            answered(head, Length::Known(2), After::Silent),
             "HTTP/1.1 200 Fine\r\nDate: then\r\nSet-Cookie: a\r\nSet-Cookie: b\r\ncontent-length: 2\r\n\r\n"
         );
         assert_eq!(
-            answered("HTTP/1.1 404\r\n\r\n", Length::Chunked, Keep::Close),
+            answered("HTTP/1.1 404\r\n\r\n", Length::Chunked, After::Close),
             "HTTP/1.1 404 \r\ntransfer-encoding: chunked\r\ndate: now\r\nconnection: close\r\n\r\n"
         );
         assert_eq!(
-            answered("HTTP/1.1 101 Go\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", Length::None, Keep::Upgrade),
+            answered("HTTP/1.1 101 Go\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", Length::None, After::Upgrade),
             "HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
         );
     }

@@ -6,6 +6,7 @@ use super::chunked::{Decoder, Output};
 use super::fields::{Via, write_request};
 use super::head::{FIELDS_INLINE, HeadLimits, Length, Scan, check_beginning, parse_request, parse_response};
 use crate::proxy::Limits;
+use crate::proxy::page::Page;
 
 /// How the body behind a head is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,11 +67,11 @@ pub fn judge_request(bytes: &[u8], limits: &Limits) -> Result<Option<Request>, u
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let mut scan = Scan::default();
     let Some(end) = scan.find(bytes).map_err(|_| 400_u16)? else {
-        check_beginning(bytes, scan.whole_lines(), &limits).map_err(|page| page.status())?;
+        check_beginning(bytes, scan.whole_lines(), &limits).map_err(Page::status)?;
         return Ok(None);
     };
     let mut room = vec![MaybeUninit::uninit(); limits.header_fields.max(FIELDS_INLINE)];
-    let head = parse_request(&bytes[..end], &mut room, &limits, false).map_err(|page| page.status())?;
+    let head = parse_request(&bytes[..end], &mut room, &limits, false).map_err(Page::status)?;
     let mut forwarded = Vec::new();
     write_request(&head, &Via { client: "192.0.2.1", is_trusted: false, is_tls: false }, &mut forwarded);
     Ok(Some(Request { head_bytes: end, body: head.length.into(), keeps_alive: head.keeps_alive, forwarded }))
