@@ -501,6 +501,124 @@ fn an_answer_that_comes_early_ends_both_connections() {
 }
 
 #[test]
+fn bytes_behind_a_response_without_a_body_are_nobodys() {
+    let origin = Origin::http(|request| {
+        let status = if request.line.contains("/204") { "204 No Content" } else { "200 OK" };
+        let length = if request.line.contains("/204") { "" } else { "Content-Length: 6\r\n" };
+        Some(format!("HTTP/1.1 {status}\r\n{length}\r\npoison").into_bytes())
+    });
+    let stage = Stage::on(Bed::with(|config| config.workers = 1), &[origin.address]);
+    let mut wire = stage.wire();
+    for round in 1..4 {
+        wire.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let head = wire.head().unwrap();
+        assert_eq!((head.status(), head.field("content-length")), (200, Some("6")));
+        wire.send("GET /204 HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(wire.response().status(), 204);
+        assert_eq!(origin.accepted(), 2 * round, "such a connection is not used again");
+    }
+}
+
+#[test]
+fn what_a_backend_says_unasked_reaches_nobody() {
+    let origin = Origin::start(|stream| {
+        let mut wire = Wire::new(stream);
+        if wire.request().is_some() {
+            wire.send(ok("asked"));
+            // Not within the same read.
+            thread::sleep(Duration::from_millis(30));
+            let _ = wire.stream.write_all(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n");
+            let _ = wire.rest();
+        }
+    });
+    let stage = Stage::on(Bed::with(|config| config.workers = 1), &[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..3 {
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+        assert_eq!(wire.response().text(), "asked");
+        thread::sleep(Duration::from_millis(60));
+    }
+    assert_eq!(origin.accepted(), 3);
+}
+
+#[test]
+fn only_trailers_that_mean_no_harm_pass() {
+    let origin = Origin::http(|request| {
+        let names: Vec<&str> = request.trailers.iter().map(|(name, _)| name.as_str()).collect();
+        Some(
+            format!(
+                "HTTP/1.1 200 OK\r\nX-Got: {}\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0;c\r\n\
+                 Content-Length: 7\r\ngrpc-status: 0\r\nSet-Cookie: x\r\n\r\n",
+                names.join(" ")
+            )
+            .into_bytes(),
+        )
+    });
+    let stage = Stage::new(&[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..2 {
+        wire.send(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=\"y\"\r\nhi\r\n0\r\n\
+             X-Sum: 7\r\nHost: b\r\nAuthorization: x\r\nX-Forwarded-For: y\r\nContent-Length: 3\r\n\r\n",
+        );
+        let response = wire.response();
+        assert_eq!((response.field("x-got"), response.text()), (Some("x-sum"), "ok"));
+        assert_eq!(response.trailers, [("grpc-status".to_owned(), "0".to_owned())]);
+    }
+    // HTTP/1.0 knows neither chunks nor trailers.
+    let response = stage.ask(GET.replace("/1.1", "/1.0"));
+    assert_eq!((response.text(), response.is_cut), ("ok", false));
+}
+
+#[test]
+fn an_older_client_keeps_its_connection_if_it_asks_for_that() {
+    let origin = Origin::named("a");
+    let stage = Stage::new(&[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..3 {
+        wire.send("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
+        let response = wire.response();
+        assert_eq!((response.text(), response.field("connection")), ("a", Some("keep-alive")));
+    }
+}
+
+#[test]
+fn an_answer_of_ours_to_a_body_keeps_the_connection_only_if_the_body_is_there() {
+    let bed = Bed::new();
+    let port = bed.port();
+    bed.publish_and_open(&[Node::new(1, vec![http_app("web", port, nobody(), &["a.example"], "/")])], port);
+    let stage = Stage { bed, port };
+    let mut wire = stage.wire();
+    for body in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        wire.send(format!("POST / HTTP/1.1\r\nHost: b\r\n{body}"));
+        let response = wire.response();
+        assert_eq!((response.status(), response.field("connection")), (404, None), "{body:?}");
+    }
+    wire.send("POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 43\r\n\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    let response = wire.response();
+    assert_eq!((response.status(), response.field("connection")), (404, Some("close")));
+    assert_eq!(wire.rest().unwrap(), b"");
+}
+
+#[test]
+fn large_heads_pass_and_larger_ones_do_not() {
+    let origin = Origin::http(|request| {
+        let got = request.field("x").map_or(0, str::len);
+        let size: usize = request.line.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        Some(format!("HTTP/1.1 200 OK\r\nX-Got: {got}\r\nY: {}\r\nContent-Length: 0\r\n\r\n", "y".repeat(size)).into())
+    });
+    let stage = Stage::new(&[origin.address]);
+    let mut wire = stage.wire();
+    for (sent, answered) in [(30_000, 10), (10, 60_000), (16_300, 16_300), (16_384, 16_384)] {
+        wire.send(format!("GET /{answered} HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(sent)));
+        let response = wire.response();
+        assert_eq!(response.field("x-got"), Some(sent.to_string().as_str()));
+        assert_eq!(response.field("y").map(str::len), Some(answered));
+    }
+    assert_eq!(stage.get("a", "/70000").status(), 502);
+}
+
+#[test]
 fn a_slow_reader_stalls_the_origin() {
     let sent = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&sent);
@@ -1214,6 +1332,47 @@ fn a_client_that_goes_takes_its_request_along() {
     heard.recv_timeout(SOON).unwrap();
     drop(wire);
     heard.recv_timeout(Duration::from_secs(1)).expect("the backend's connection ends within a second");
+}
+
+#[test]
+fn a_client_that_goes_takes_its_response_along() {
+    let (said, heard) = mpsc::channel();
+    let origin = Origin::start(move |stream| {
+        let mut wire = Wire::new(stream);
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let _ = wire.rest();
+        let _ = said.send(());
+    });
+    let stage = Stage::new(&[origin.address]);
+    for leave in [drop, |wire: Wire| reset(wire.stream)] {
+        let mut wire = stage.wire();
+        wire.send(GET);
+        assert_eq!(wire.head().unwrap().status(), 200);
+        leave(wire);
+        heard.recv_timeout(Duration::from_secs(1)).expect("the backend's connection ends within a second");
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_reset() {
+    let (said, heard) = mpsc::channel();
+    let origin = Origin::start(move |stream| {
+        let mut wire = Wire::new(stream);
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+        while wire.stream.write_all(&[0; 65536]).is_ok() {}
+        let _ = said.send(());
+    });
+    let stage =
+        Stage::on(Bed::with(|config| config.timeouts.body_progress = Duration::from_millis(300)), &[origin.address]);
+    let mut wire = stage.wire();
+    wire.send(GET);
+    heard.recv_timeout(SOON).expect("the backend is let go");
+    assert_eq!(stage.bed.counters.broken.get(), 1);
+    let mut buffer = vec![0; 1 << 20];
+    let end = std::iter::repeat_with(|| wire.stream.read(&mut buffer)).find(|read| !matches!(read, Ok(1..)));
+    assert!(end.unwrap().is_err(), "it does not look whole");
 }
 
 #[test]

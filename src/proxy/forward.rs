@@ -115,7 +115,7 @@ pub(super) trait Front {
     /// Whether the client waits to be asked for its body.
     fn is_body_held(&self) -> bool;
 
-    /// Ready when the client is gone. Asked only when its body has been read and no response has begun.
+    /// Ready when the client is gone. Asked only when its body has been read.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// An interim response (1xx), to be passed on to who understands it.

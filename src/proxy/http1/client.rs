@@ -97,11 +97,13 @@ struct Client {
     body: Body,
     is_body_held: bool,
     is_http11: bool,
+    /// The client will send nothing more on this connection.
+    wants_close: bool,
+    /// Whether another request may follow.
     keeps_alive: bool,
     /// What waits to be written.
     output: Queue,
     framing: Framing,
-    is_answered: bool,
 }
 
 /// How a response's body goes out.
@@ -133,10 +135,10 @@ impl Client {
             body: Body::new(Length::None, Output::Framed),
             is_body_held: false,
             is_http11: true,
+            wants_close: false,
             keeps_alive: true,
             output: Queue::default(),
             framing: Framing::AsItIs,
-            is_answered: false,
             worker,
             config,
             stream,
@@ -154,7 +156,7 @@ impl Client {
                 Err(page) => return Poll::Ready(Next::Refused(page)),
                 Ok(None) => {}
             }
-            if !self.has_begun && self.worker.is_draining() {
+            if self.input.is_empty() && self.worker.is_draining() {
                 return Poll::Ready(Next::Closed);
             }
             match self.input.poll_fill(cx, &mut self.stream) {
@@ -212,9 +214,9 @@ impl Client {
         let mut request = Box::new(Request::new(&head, &via));
         self.is_http11 = head.is_http11;
         self.keeps_alive = head.keeps_alive;
+        self.wants_close = !head.keeps_alive;
         self.is_body_held = head.expects_continue && !matches!(head.length, Length::None | Length::Known(0));
         self.body = Body::new(head.length, Output::Framed);
-        self.is_answered = false;
         self.has_begun = false;
         self.empty_lines = 0;
         self.scan = Scan::default();
@@ -239,8 +241,8 @@ impl Client {
                 self.deadline = Instant::now() + config.timeouts.idle;
                 Fate::Kept
             }
-            Ok(End::Whole) if self.body.is_done() && self.framing != Framing::UntilClose => self.close().await,
-            Ok(End::Whole) if self.body.is_done() => Fate::Closed,
+            // It said that nothing more comes from it, so that nothing can be lost.
+            Ok(End::Whole) if self.wants_close && self.body.is_done() && !self.stream.is_tls() => Fate::Closed,
             Ok(End::Whole) => self.close().await,
             Ok(End::Broken(Miss::ClientSlow | Miss::BackendSlow | Miss::Killed)) => Fate::Reset,
             Ok(End::Broken(_)) if self.framing == Framing::UntilClose => Fate::Reset,
@@ -319,8 +321,7 @@ impl Client {
         }
     }
 
-    fn count_response(&mut self, status: u16) {
-        self.is_answered = true;
+    fn count_response(&self, status: u16) {
         if let Some(class) = self.worker.shared.counters.responses.get(usize::from(status / 100)) {
             class.inc();
         }

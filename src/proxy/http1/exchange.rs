@@ -100,7 +100,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             Poll::Ready(Err(miss)) => Poll::Ready(Err(miss)),
             Poll::Ready(Ok(())) | Poll::Pending => self.poll_down(cx, &mut upstream),
         };
-        if polled.is_pending() && self.up == Up::Done && matches!(self.down, Down::Head) {
+        if polled.is_pending() && self.up == Up::Done {
             polled = self.front.poll_gone(cx).map(|()| Err(Miss::ClientGone));
         }
         match polled {
