@@ -102,8 +102,8 @@ impl Request {
 
 /// Where a request's body comes from and where its response goes: a client's connection, or a stream of one.
 pub(super) trait Front {
-    /// More of the body behind what was pushed into the request, as HTTP/1.1 frames it: chunks if it is of no known
-    /// length, trailers included. Nothing: this was the end.
+    /// More of the body behind what was pushed into the request, as HTTP/1.1 frames it: in chunks if it is of no known
+    /// length, trailers included (`chunked::put_chunk`, `chunked::put_end`). Nothing: this was the end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<&[u8], Miss>>;
 
     /// The first `count` of those bytes have been sent on.

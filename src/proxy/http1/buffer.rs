@@ -11,13 +11,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proxy::stream::Stream;
 
-/// What one read can bring. Measured by others: larger ones gain little without splice.
+/// What one read can bring.
 pub(in crate::proxy) const BUFFER_BYTES: usize = 16 * 1024;
+/// What it can bring when reads come back full: a body that is long.
+const BULK_BYTES: usize = 64 * 1024;
 /// Buffers of each kind that a worker keeps for the next who needs one.
 const KEPT_MAX: usize = 64;
+/// The same for the large ones.
+const BULK_KEPT_MAX: usize = 16;
 
 thread_local! {
     static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static BULK: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     static WRITTEN: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -27,11 +32,11 @@ fn take(store: &'static Store) -> Option<Vec<u8>> {
     store.with_borrow_mut(Vec::pop)
 }
 
-fn give_back(store: &'static Store, bytes: Vec<u8>) {
+fn give_back(store: &'static Store, max: usize, bytes: Vec<u8>) {
     // The thread may be ending, its store gone already.
     let _ = store.try_with(|kept| {
         let mut kept = kept.borrow_mut();
-        if kept.len() < KEPT_MAX {
+        if kept.len() < max {
             kept.push(bytes);
         }
     });
@@ -45,8 +50,9 @@ pub(in crate::proxy) struct Buffer {
 }
 
 impl Buffer {
-    fn new() -> Self {
-        Self { bytes: take(&READ).unwrap_or_else(|| vec![0; BUFFER_BYTES]), start: 0, end: 0 }
+    fn new(size: usize) -> Self {
+        let store = if size == BULK_BYTES { &BULK } else { &READ };
+        Self { bytes: take(store).unwrap_or_else(|| vec![0; size]), start: 0, end: 0 }
     }
 
     pub(in crate::proxy) fn filled(&self) -> &[u8] {
@@ -97,23 +103,29 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         // One that had to grow is not kept.
-        if self.bytes.len() == BUFFER_BYTES {
-            give_back(&READ, std::mem::take(&mut self.bytes));
+        match self.bytes.len() {
+            BUFFER_BYTES => give_back(&READ, KEPT_MAX, std::mem::take(&mut self.bytes)),
+            BULK_BYTES => give_back(&BULK, BULK_KEPT_MAX, std::mem::take(&mut self.bytes)),
+            _ => {}
         }
     }
 }
 
 /// What was read ahead on one connection.
 #[derive(Default)]
-pub(in crate::proxy) struct Input(Option<Buffer>);
+pub(in crate::proxy) struct Input {
+    buffer: Option<Buffer>,
+    /// The last read came back full.
+    is_bulk: bool,
+}
 
 impl Input {
     pub(in crate::proxy) fn filled(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[], Buffer::filled)
+        self.buffer.as_ref().map_or(&[], Buffer::filled)
     }
 
     pub(in crate::proxy) fn filled_mut(&mut self) -> &mut [u8] {
-        self.0.as_mut().map_or(&mut [], Buffer::filled_mut)
+        self.buffer.as_mut().map_or(&mut [], Buffer::filled_mut)
     }
 
     pub(in crate::proxy) fn is_empty(&self) -> bool {
@@ -121,31 +133,38 @@ impl Input {
     }
 
     pub(in crate::proxy) fn is_full(&self) -> bool {
-        self.0.as_ref().is_some_and(Buffer::is_full)
+        self.buffer.as_ref().is_some_and(Buffer::is_full)
     }
 
     pub(in crate::proxy) fn grow(&mut self, bytes: usize) {
-        if let Some(buffer) = &mut self.0 {
+        if let Some(buffer) = &mut self.buffer {
             buffer.grow(bytes);
         }
     }
 
     pub(in crate::proxy) fn consume(&mut self, count: usize) {
-        if let Some(buffer) = &mut self.0 {
+        if let Some(buffer) = &mut self.buffer {
             buffer.consume(count);
         }
     }
 
     /// Reads what is there; 0 is the end. A buffer is held only if something has come.
     pub(in crate::proxy) fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
-        let filled = self.0.get_or_insert_with(Buffer::new).poll_fill(cx, stream);
+        let size = if self.is_bulk { BULK_BYTES } else { BUFFER_BYTES };
+        self.buffer.take_if(|buffer| buffer.filled().is_empty() && buffer.bytes.len() != size);
+        let buffer = self.buffer.get_or_insert_with(|| Buffer::new(size));
+        let filled = buffer.poll_fill(cx, stream);
+        if filled.is_ready() {
+            // A large buffer is worth having as long as reads bring more than a small one would hold.
+            self.is_bulk = buffer.filled().len() >= BUFFER_BYTES;
+        }
         self.release();
         filled
     }
 
     /// Gives the buffer back if nothing is in it.
     pub(in crate::proxy) fn release(&mut self) {
-        self.0.take_if(|buffer| buffer.filled().is_empty());
+        self.buffer.take_if(|buffer| buffer.filled().is_empty());
     }
 }
 
@@ -177,7 +196,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if (1..=2 * BUFFER_BYTES).contains(&self.0.capacity()) {
             self.0.clear();
-            give_back(&WRITTEN, std::mem::take(&mut self.0));
+            give_back(&WRITTEN, KEPT_MAX, std::mem::take(&mut self.0));
         }
     }
 }
@@ -231,7 +250,7 @@ mod tests {
         let mut stream = Stream::from(listener.accept().await.unwrap().0);
         let mut input = Input::default();
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(input.poll_fill(&mut cx, &mut stream).is_pending() && input.0.is_none());
+        assert!(input.poll_fill(&mut cx, &mut stream).is_pending() && input.buffer.is_none());
         peer.write_all(b"hello").await.unwrap();
         let count = std::future::poll_fn(|cx| input.poll_fill(cx, &mut stream)).await.unwrap();
         assert_eq!((count, input.filled()), (5, &b"hello"[..]));
@@ -239,7 +258,19 @@ mod tests {
         assert!(input.poll_fill(&mut cx, &mut stream).is_pending());
         assert_eq!(input.filled(), b"lo");
         input.consume(2);
-        assert!(input.poll_fill(&mut cx, &mut stream).is_pending() && input.0.is_none());
+        assert!(input.poll_fill(&mut cx, &mut stream).is_pending() && input.buffer.is_none());
         assert_eq!(READ.with_borrow(Vec::len), 1, "it is where the next one finds it");
+        // Long bodies are read in larger pieces, as long as they come so.
+        let sending = tokio::spawn(async move { peer.write_all(&[7; 300_000]).await.map(|()| peer) });
+        let (mut read, mut largest) = (0, 0);
+        while read < 300_000 {
+            let count = std::future::poll_fn(|cx| input.poll_fill(cx, &mut stream)).await.unwrap();
+            input.consume(count);
+            (read, largest) = (read + count, largest.max(count));
+        }
+        assert!(largest > BUFFER_BYTES && largest <= BULK_BYTES, "{largest}");
+        drop(sending.await.unwrap().unwrap());
+        let _ = std::future::poll_fn(|cx| input.poll_fill(cx, &mut stream)).await.unwrap();
+        assert!(input.buffer.is_none() && READ.with_borrow(Vec::len) > 0 && BULK.with_borrow(Vec::len) > 0);
     }
 }

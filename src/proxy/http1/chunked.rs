@@ -5,7 +5,7 @@
 
 use memchr::memchr;
 
-use super::fields::{is_token_byte, is_value_byte, may_trail};
+use super::fields::{is_token_byte, is_value_byte, may_trail, put_field};
 
 /// A chunk's size line with its extensions may take this much; nobody sends extensions.
 const SIZE_LINE_MAX: usize = 256;
@@ -32,6 +32,30 @@ pub(in crate::proxy) struct Step {
     pub(in crate::proxy) consumed: usize,
     /// Bytes at the beginning that are the output.
     pub(in crate::proxy) produced: usize,
+}
+
+/// Writes a piece of a body as a chunk. An empty one is none: it would be the end.
+pub(in crate::proxy) fn put_chunk(out: &mut Vec<u8>, bytes: &[u8]) {
+    if bytes.is_empty() {
+        return;
+    }
+    let digits = (usize::BITS - bytes.len().leading_zeros()).div_ceil(4);
+    let digit = |at: u32| b"0123456789abcdef"[bytes.len() >> (4 * at) & 15];
+    out.extend((0..digits).rev().map(digit));
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the last chunk, with those of the trailers behind it that may be passed on.
+pub(in crate::proxy) fn put_end<'t>(out: &mut Vec<u8>, trailers: impl IntoIterator<Item = (&'t str, &'t [u8])>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers {
+        if may_trail(name) {
+            put_field(out, name.as_bytes(), value);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Follows one body.
@@ -281,6 +305,21 @@ mod tests {
         let plain = "abc01234567890123456789012345678901234567890";
         let trailers = "X-Sum: 7\r\ngrpc-status: 0\r\n";
         assert_eq!(decode(text, Output::Plain), Ok((plain.to_owned(), trailers.to_owned(), true, 5)));
+    }
+
+    #[test]
+    fn what_is_written_in_chunks_is_read_again() {
+        for size in [1, 15, 16, 255, 256, 4096, 70_000] {
+            let body = vec![b'x'; size];
+            let mut out = Vec::new();
+            put_chunk(&mut out, &body);
+            put_chunk(&mut out, b"");
+            put_end(&mut out, [("x-sum", &b"7"[..]), ("host", b"a"), ("grpc-status", b"0")]);
+            assert!(out.starts_with(format!("{size:x}\r\n").as_bytes()));
+            let (plain, trailers, is_done, left) = run(&[&out], Output::Plain).unwrap();
+            assert_eq!((plain.len(), is_done, left), (size, true, 0));
+            assert_eq!(trailers, "x-sum: 7\r\ngrpc-status: 0\r\n");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
 use super::buffer::{BUFFER_BYTES, Input, Queue};
-use super::chunked::Output;
+use super::chunked::{Output, put_chunk, put_end};
 use super::fields::{After, Via, put_decimal, put_field, write_response};
 use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, check_beginning, parse_request};
 use crate::name::Port;
@@ -340,14 +340,6 @@ impl Client {
             self.timer.as_mut().reset(deadline);
         }
     }
-
-    /// Puts a piece of a body into the queue as a chunk.
-    fn queue_chunk(&mut self, bytes: &[u8]) {
-        let out = self.output.bytes();
-        out.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
-        out.extend_from_slice(bytes);
-        out.extend_from_slice(b"\r\n");
-    }
 }
 
 impl Front for Client {
@@ -429,7 +421,7 @@ impl Front for Client {
             if room == 0 {
                 ready!(self.poll_flush(cx))?;
             }
-            self.queue_chunk(bytes);
+            put_chunk(self.output.bytes(), bytes);
             let _ = self.poll_flush(cx)?;
             return Poll::Ready(Ok(bytes.len()));
         }
@@ -454,7 +446,7 @@ impl Front for Client {
 
     fn poll_finish(&mut self, cx: &mut Context<'_>, _trailers: &[u8]) -> Poll<io::Result<()>> {
         if self.framing == Framing::Chunks {
-            self.output.bytes().extend_from_slice(b"0\r\n\r\n");
+            put_end(self.output.bytes(), []);
             self.framing = Framing::AsItIs;
         }
         self.poll_flush(cx)

@@ -49,16 +49,15 @@ pub(super) fn known(name: &str) -> Known {
         12 if is("content-type") => Known::Kept,
         13 if is("authorization") => Known::Kept,
         14 if is("content-length") => Known::ContentLength,
-        14 if is("content_length") => Known::Lookalike,
         15 if is("x-forwarded-for") => Known::XForwardedFor,
         16 if is("x-forwarded-host") => Known::XForwardedHost,
         16 if is("proxy-connection") => Known::HopByHop,
         17 if is("x-forwarded-proto") => Known::XForwardedProto,
         17 if is("transfer-encoding") => Known::TransferEncoding,
-        17 if is("transfer_encoding") => Known::Lookalike,
         18 if is("proxy-authenticate") => Known::HopByHop,
         19 if is("proxy-authorization") => Known::HopByHop,
         12.. if is_forwarded(name) => Known::Forwarded,
+        13..=32 if is_lookalike(name) => Known::Lookalike,
         _ => Known::Other,
     }
 }
@@ -67,6 +66,19 @@ pub(super) fn known(name: &str) -> Known {
 fn is_forwarded(name: &str) -> bool {
     let is_same = |byte: u8, wanted: u8| byte.eq_ignore_ascii_case(&wanted) || (byte == b'_' && wanted == b'-');
     name.bytes().zip(*b"x-forwarded-").filter(|(byte, wanted)| is_same(*byte, *wanted)).count() == 12
+}
+
+/// A length in a spelling that some take for one: `Content_Length`, `Transfer--Encoding`, `Transfer.Encoding`.
+fn is_lookalike(name: &str) -> bool {
+    let is_like = |other: &str| {
+        let letters = name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase());
+        letters.eq(other.bytes())
+    };
+    match name.as_bytes().first() {
+        Some(b'c' | b'C') => is_like("contentlength"),
+        Some(b't' | b'T') => is_like("transferencoding"),
+        _ => false,
+    }
 }
 
 /// Whether a byte may stand in a token: a method, a field's name (RFC 9110, 5.6.2).
@@ -368,11 +380,12 @@ mod tests {
              X-Secret: 1\r\nAuthorization: 2\r\nCookie: 3\r\nTE: gzip, trailers\r\nX_Forwarded_For: 4\r\n\
              X-Forwarded-Server: 5\r\nForwarded: 6\r\nX-Real-IP: 7\r\nProxy: 8\r\nKeep-Alive: 9\r\n\
              Proxy-Connection: 10\r\nContent-Length: 0011\r\nContent_Length: 3\r\nTransfer_Encoding: chunked\r\n\
+             Content.Length: 3\r\nTransfer--Encoding: chunked\r\nTransfer-Encodings: x\r\n\
              X-Forwarded: 12\r\nXyForwarded-By: 13",
             false,
         );
-        let expected = "authorization: 2|content-length: 11|cookie: 3|te: trailers|x-forwarded-for: 10.0.0.2|\
-                        x-forwarded-host: a|x-forwarded-proto: http|x-forwarded: 12|xyforwarded-by: 13";
+        let expected = "authorization: 2|content-length: 11|cookie: 3|te: trailers|transfer-encodings: x|\
+                        x-forwarded-for: 10.0.0.2|x-forwarded-host: a|x-forwarded-proto: http|x-forwarded: 12|xyforwarded-by: 13";
         assert_eq!(left, expected);
     }
 

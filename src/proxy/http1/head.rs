@@ -20,6 +20,8 @@ pub(in crate::proxy) type Field<'b> = httparse::Header<'b>;
 pub(super) const FIELDS_INLINE: usize = 128;
 /// The longest method that is looked at.
 const METHOD_BYTES_MAX: usize = 32;
+/// What `Connection` may name: each of it is compared with each field.
+const CONNECTION_TOKENS_MAX: usize = 64;
 /// The longest host that is looked up: 253 bytes of name, or an IPv6 address in brackets.
 pub(in crate::proxy) const HOST_BYTES_MAX: usize = 255;
 
@@ -164,15 +166,19 @@ pub(super) fn parse_request<'h, 'b>(
     limits: &HeadLimits,
     is_tls: bool,
 ) -> Result<RequestHead<'h, 'b>, Page> {
-    check_beginning(bytes, 0, &HeadLimits { header_bytes: usize::MAX, ..*limits })?;
     if bytes.len() > limits.header_bytes {
+        // Its first line may be what is too long.
+        check_beginning(bytes, 0, limits)?;
         return Err(Page::HeaderTooLarge);
     }
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, room) {
         Ok(httparse::Status::Complete(read)) if read == bytes.len() => {}
         Ok(_) => return Err(Page::BadRequest("the header ends where it should not")),
-        Err(error) => return Err(refusal(error, bytes)),
+        Err(error) => {
+            check_beginning(bytes, 0, limits)?;
+            return Err(refusal(error, bytes));
+        }
     }
     let httparse::Request { method: Some(method), path: Some(target), version: Some(version), headers } = request
     else {
@@ -180,6 +186,9 @@ pub(super) fn parse_request<'h, 'b>(
     };
     if headers.len() > limits.header_fields {
         return Err(Page::HeaderTooLarge);
+    }
+    if method.len() > METHOD_BYTES_MAX {
+        return Err(Page::NotImplemented);
     }
     if method == "CONNECT" || method == "TRACE" {
         return Err(Page::Method);
@@ -214,6 +223,11 @@ fn read_request<'h, 'b>(
         (Some(length), false) => Length::Known(length),
         (None, false) => Length::None,
     };
+    let has_body = !matches!(length, Length::None | Length::Known(0));
+    if has_body && (method == "GET" || method == "HEAD") {
+        // It has no meaning, and who does not expect it takes it for the next request (RFC 9110, 9.3.1).
+        return Err(Page::BadRequest("a request of this method has no body"));
+    }
     if said.has_unknown_expectation {
         return Err(Page::Expectation);
     }
@@ -226,7 +240,7 @@ fn read_request<'h, 'b>(
         length,
         is_http11,
         keeps_alive: !said.is_close && (is_http11 || said.is_keep_alive),
-        upgrade: said.asked_upgrade().filter(|_| is_http11 && matches!(length, Length::None | Length::Known(0))),
+        upgrade: said.asked_upgrade().filter(|_| is_http11 && !has_body),
         // Of an older client it is not heard (RFC 9110, 10.1.1).
         expects_continue: said.expects_continue && is_http11,
     })
@@ -322,6 +336,7 @@ struct Said<'b> {
     host: Option<&'b [u8]>,
     length: Option<u64>,
     is_chunked: bool,
+    connection_tokens: usize,
     is_close: bool,
     is_keep_alive: bool,
     is_upgrade: bool,
@@ -350,6 +365,10 @@ impl<'b> Said<'b> {
             }
             Known::Connection => {
                 for token in fields::tokens(value) {
+                    self.connection_tokens += 1;
+                    if self.connection_tokens > CONNECTION_TOKENS_MAX {
+                        return Err("Connection names too many fields");
+                    }
                     self.is_close |= token.eq_ignore_ascii_case(b"close");
                     self.is_keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
                     self.is_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
@@ -376,12 +395,12 @@ impl<'b> Said<'b> {
     }
 }
 
-/// Digits alone, in the range of 64 bits; zeros before them are allowed.
+/// Digits alone; zeros before them are allowed. In the range of 63 bits: many who read the same know no more.
 fn parse_decimal(text: &[u8]) -> Option<u64> {
-    let digit = |number: u64, byte: &u8| {
-        number.checked_mul(10)?.checked_add(u64::from(byte.is_ascii_digit().then(|| byte - b'0')?))
+    let digit = |number: i64, byte: &u8| {
+        number.checked_mul(10)?.checked_add(i64::from(byte.is_ascii_digit().then(|| byte - b'0')?))
     };
-    (!text.is_empty()).then(|| text.iter().try_fold(0, digit)).flatten()
+    (!text.is_empty()).then(|| text.iter().try_fold(0, digit)).flatten().map(i64::unsigned_abs)
 }
 
 /// The host to route by: lower case, no port, no final dot. The field is `name`, `name:port`, or an address in brackets.
@@ -486,6 +505,8 @@ mod tests {
             "Content-Length: 3 3",
             "Content-Length: 3, 3",
             "Content-Length: 3,",
+            "Content-Length: 9223372036854775808",
+            "Content-Length: 18446744073709551615",
             "Content-Length: 18446744073709551616",
             "Content-Length: 99999999999999999999",
             "Content-Length:",
@@ -518,6 +539,7 @@ mod tests {
             "no colon",
             "Host: a",
             "Host: b",
+            &format!("Connection: {}", "a,".repeat(65)),
         ] {
             assert_eq!(with(fields), 400, "{fields:?}");
         }
@@ -528,7 +550,7 @@ mod tests {
         for fields in [
             "Content-Length: 005",
             "Content-Length:\t 5 \t",
-            "Content-Length: 18446744073709551615",
+            "Content-Length: 9223372036854775807",
             "Transfer-Encoding:  Chunked\t",
             "transfer-encoding:chunked",
             "A:",
@@ -568,6 +590,9 @@ mod tests {
             ("GET / HTTP/11\r\nHost: a\r\n\r\n".to_owned(), 400),
             ("GET / HTTP/1.10\r\nHost: a\r\n\r\n".to_owned(), 400),
             ("GET / FTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".to_owned(), 200),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n".to_owned(), 400),
+            ("HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), 400),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".to_owned(), 505),
             ("GET / HTTP/1.2\r\nHost: a\r\n\r\n".to_owned(), 505),
             ("GET / HTTP/0.9\r\nHost: a\r\n\r\n".to_owned(), 505),
@@ -663,7 +688,7 @@ mod tests {
             ("Connection: upgrade, http2-settings\r\nUpgrade: h2c", false),
             ("Connection: upgrade\r\nUpgrade: websocket, H2C", false),
         ] {
-            parsed(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"), |head| {
+            parsed(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"), |head| {
                 assert_eq!(head.upgrade.is_some(), is_asked, "{fields}");
             });
         }
