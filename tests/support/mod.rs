@@ -2,6 +2,8 @@
 //! clients that are plain sockets.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod front;
+pub mod guardian;
 pub mod oracle;
 pub mod origin;
 pub mod reader;

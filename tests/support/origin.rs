@@ -117,9 +117,11 @@ impl Log {
 struct Shared {
     log: Mutex<Log>,
     changed: Condvar,
-    script: Box<dyn Fn(&Seen) -> Vec<Step> + Send + Sync>,
+    script: Script,
     court: Court,
 }
+
+type Script = Box<dyn Fn(&Seen) -> Vec<Step> + Send + Sync>;
 
 /// The origin. Dropped, it fails the test if a request was ambiguous.
 pub struct Recorder {
@@ -146,7 +148,7 @@ impl Recorder {
                     log.connections.push(Connection::default());
                     log.connections.len() - 1
                 });
-                thread::spawn(move || shared.serve(id, stream));
+                thread::spawn(move || shared.serve(id, &stream));
             }
         });
         Self { address, shared }
@@ -198,12 +200,12 @@ impl Shared {
         result
     }
 
-    fn serve(self: &Arc<Self>, id: usize, stream: TcpStream) {
+    fn serve(self: &Arc<Self>, id: usize, stream: &TcpStream) {
         let tape = Arc::clone(self);
-        let mut reader = Reader::with_tape(&stream, move |bytes| {
+        let mut reader = Reader::with_tape(stream, move |bytes| {
             tape.change(|log| log.connections[id].bytes.extend_from_slice(bytes));
         });
-        let end = self.serve_requests(id, &mut reader, &stream);
+        let end = self.serve_requests(id, &mut reader, stream);
         if let Stop::Flaw(flaw) = &end {
             self.court.convict(flaw.clone());
         }

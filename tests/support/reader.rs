@@ -32,8 +32,11 @@ pub struct Reader {
     stream: TcpStream,
     buffer: Vec<u8>,
     at: usize,
-    tape: Box<dyn FnMut(&[u8]) + Send>,
+    tape: Tape,
 }
+
+/// Is shown every byte.
+type Tape = Box<dyn FnMut(&[u8]) + Send>;
 
 impl Reader {
     pub fn new(stream: &TcpStream) -> Self {
@@ -136,7 +139,7 @@ impl Reader {
                 self.exactly(length, &mut message.body)
             }
             ([], []) if without == Without::Empty => Ok(()),
-            ([], []) => self.to_end(&mut message.body),
+            ([], []) => self.until_end(&mut message.body),
             _ => flaw("a length", format!("{lengths:?} {codings:?}").as_bytes()),
         }
     }
@@ -177,7 +180,7 @@ impl Reader {
     }
 
     /// All up to the end of the connection, which is a clean one.
-    pub fn to_end(&mut self, into: &mut Vec<u8>) -> Read1<()> {
+    pub fn until_end(&mut self, into: &mut Vec<u8>) -> Read1<()> {
         loop {
             into.extend_from_slice(&self.buffer[self.at..]);
             self.at = self.buffer.len();
@@ -190,7 +193,7 @@ impl Reader {
     /// Whatever comes up to any end.
     pub fn rest(&mut self) -> (Vec<u8>, Stop) {
         let mut bytes = Vec::new();
-        let stop = self.to_end(&mut bytes).err().unwrap_or(Stop::End);
+        let stop = self.until_end(&mut bytes).err().unwrap_or(Stop::End);
         (bytes, stop)
     }
 
@@ -199,9 +202,8 @@ impl Reader {
         let mut interim = Vec::new();
         loop {
             let (mut message, _) = self.head()?;
-            let status = match status(&message.line) {
-                Some(status) => status,
-                None => return flaw("a status line", message.line.as_bytes()),
+            let Some(status) = status(&message.line) else {
+                return flaw("a status line", message.line.as_bytes());
             };
             match status {
                 101 => return Ok((interim, message)),
@@ -236,7 +238,7 @@ pub enum Without {
 }
 
 fn status(line: &str) -> Option<u16> {
-    let rest = line.strip_prefix("HTTP/1.1 ")?;
+    let rest = line.strip_prefix("HTTP/1.1 ").or_else(|| line.strip_prefix("HTTP/1.0 "))?;
     let (digits, reason) = rest.split_at_checked(3)?;
     let is_right = digits.bytes().all(|byte| byte.is_ascii_digit())
         && reason.starts_with(' ')
