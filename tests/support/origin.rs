@@ -58,6 +58,7 @@ pub enum Step {
     /// Sends a part without an end, until the other side does not take it any more.
     Flood(Vec<u8>),
     Wait(Gate),
+    Open(Gate),
     /// Reads until the other side ends.
     UntilEnd,
     HalfClose,
@@ -90,7 +91,7 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    fn wait(&self) {
+    pub fn wait(&self) {
         let is_open = self.0.0.lock().unwrap();
         drop(self.0.1.wait_timeout_while(is_open, SOON * 3, |is_open| !*is_open).unwrap());
     }
@@ -141,6 +142,7 @@ impl Recorder {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
+                stream.set_nodelay(true).unwrap();
                 stream.set_read_timeout(Some(SOON * 3)).unwrap();
                 stream.set_write_timeout(Some(SOON * 3)).unwrap();
                 let shared = Arc::clone(&accepting);
@@ -248,6 +250,7 @@ impl Shared {
                     }
                     Step::Flood(bytes) => while writer.write_all(&bytes).is_ok() {},
                     Step::Wait(gate) => gate.wait(),
+                    Step::Open(gate) => gate.open(),
                     Step::UntilEnd => return reader.rest().1,
                     Step::HalfClose => stream.shutdown(Shutdown::Write).unwrap_or_default(),
                     Step::Close => return Stop::End,
