@@ -2,22 +2,22 @@
 //!
 //! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
 //! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
-//! nothing but sockets that listen, counters and the pools. `tcp` and `http` say what becomes of a connection.
+//! nothing but sockets that listen, counters and the pools. `tcp` and `http1` say what becomes of a connection, `forward`
+//! how a request finds its backend.
 //!
 //! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
 //! TLS or HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
 
 mod accept;
-mod body;
-mod client;
+mod bell;
 mod dial;
-mod framing;
-mod headers;
-mod http;
+mod forward;
+mod http1;
 mod listen;
 mod manager;
 mod page;
 mod relay;
+mod stream;
 mod tcp;
 mod tunnel;
 mod upstream;
@@ -38,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 use crate::pool::Pools;
 use crate::report::{ListenReport, ProxyCounters};
 use accept::Admission;
+#[cfg(feature = "testing")]
+pub use http1::testing;
 
 /// The running proxy. Dropping it ends every connection at once; [`Proxy::drain`] is the polite way.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ struct Shared {
     config: ArcSwap<Config>,
     counters: Arc<ProxyCounters>,
     admission: Admission,
+    /// Changes when pools are published and their loads have been told.
+    told: watch::Sender<()>,
     /// Nothing new is accepted, and what is open comes to its end.
     draining: CancellationToken,
     /// Everything ends now.
@@ -77,6 +81,7 @@ impl Proxy {
             admission: Admission::new(config.limits.connections),
             config: ArcSwap::from_pointee(config),
             counters,
+            told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
         });

@@ -68,6 +68,11 @@ const PURE: &[&str] = &[
     "gossip/replay.rs",
     "gossip/seal.rs",
     "generate/model.rs",
+    "proxy/http1/body.rs",
+    "proxy/http1/chunked.rs",
+    "proxy/http1/fields.rs",
+    "proxy/http1/head.rs",
+    "proxy/page.rs",
 ];
 
 /// What a file that touches nothing does not name.

@@ -103,6 +103,7 @@ impl Manager {
         let next = Arc::clone(&self.source.borrow_and_update());
         let last = self.pools.send_replace(Arc::clone(&next));
         last.tell_loads(&next);
+        self.shared.told.send_replace(());
         let wanted = |port: Port| next.ports.contains_key(&(port, false));
         self.places.retain(|(port, _), _| wanted(*port));
         let bind = self.shared.config.load().bind.clone();
