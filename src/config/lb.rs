@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::generate::{self, Certificate, TemplateSource};
+use crate::certificate::Certificate;
+use crate::generate::{self, TemplateSource};
 use crate::name::DomainPattern;
 use crate::pool::{Allow, AllowRule, Rules};
 use crate::proxy::{self, Limits, OnRemoval, Timeouts};
