@@ -70,6 +70,9 @@ const PURE: &[&str] = &[
     "gossip/replay.rs",
     "gossip/seal.rs",
     "generate/model.rs",
+    "proxy/tls/hello.rs",
+    "proxy/tls/names.rs",
+    "proxy/tls/refusal.rs",
 ];
 
 /// What a file that touches nothing does not name.

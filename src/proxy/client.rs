@@ -9,10 +9,10 @@ use std::time::Duration;
 use std::rc::Rc;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::framing::{Framing, Offence};
+use super::stream::Stream;
 use super::{Config, Timeouts};
 
 /// A deadline that is none: whoever serves the request has its own.
@@ -146,16 +146,16 @@ impl Watch {
 
 /// A client's socket, as the HTTP engine sees it.
 pub(super) struct ClientIo {
-    stream: TcpStream,
+    stream: Stream,
     watch: Rc<Watch>,
 }
 
 impl ClientIo {
-    pub(super) fn new(stream: TcpStream, watch: Rc<Watch>) -> Self {
+    pub(super) fn new(stream: Stream, watch: Rc<Watch>) -> Self {
         Self { stream, watch }
     }
 
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub(super) fn into_stream(self) -> Stream {
         self.stream
     }
 }

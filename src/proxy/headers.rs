@@ -124,6 +124,7 @@ pub(super) fn to_backend(
     host: &HeaderValue,
     upgrade: Option<HeaderValue>,
     is_trusted: bool,
+    is_tls: bool,
 ) {
     let told = if is_trusted { Told::by(headers) } else { Told::default() };
     let takes_trailers = headers.get_all(TE).iter().any(|value| {
@@ -136,7 +137,10 @@ pub(super) fn to_backend(
     headers.remove(PROXY);
     headers.insert(HOST, host.clone());
     headers.insert(X_FORWARDED_FOR, told.chain(client));
-    headers.insert(X_FORWARDED_PROTO, told.proto.unwrap_or(HeaderValue::from_static("http")));
+    headers.insert(
+        X_FORWARDED_PROTO,
+        told.proto.unwrap_or(HeaderValue::from_static(if is_tls { "https" } else { "http" })),
+    );
     headers.insert(X_FORWARDED_HOST, told.host.unwrap_or_else(|| host.clone()));
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -315,7 +319,7 @@ mod tests {
         )
         .headers;
         let (client, host) = (HeaderValue::from_static("9.9.9.9"), HeaderValue::from_static("a"));
-        to_backend(&mut headers, &client, &host, None, false);
+        to_backend(&mut headers, &client, &host, None, false, false);
         let mut left: Vec<(&str, &str)> =
             headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         left.sort_unstable();
@@ -343,7 +347,7 @@ mod tests {
         let forwarded = |is_trusted| {
             let mut headers = parts("/", &fields).headers;
             let (client, host) = (HeaderValue::from_static("10.0.0.2"), HeaderValue::from_static("a"));
-            to_backend(&mut headers, &client, &host, None, is_trusted);
+            to_backend(&mut headers, &client, &host, None, is_trusted, false);
             assert!(!headers.contains_key("x-real-ip"));
             ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"].map(|name| {
                 let values: Vec<&str> = headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();

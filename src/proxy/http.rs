@@ -16,7 +16,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, LOCATION, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -31,7 +31,9 @@ use super::body::{Progress, RequestBody, ResponseBody, Turn};
 use super::client::{ClientIo, Phase, Watch};
 use super::headers::{self, Target};
 use super::page::Page;
+use super::stream::Stream;
 use super::tcp::{is_full, until_gone};
+use super::tls::Client;
 use super::tunnel::Tunnel;
 use super::upstream::{self, Sender};
 use super::worker::Worker;
@@ -51,8 +53,8 @@ const FIELDS_INLINE: usize = 100;
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
 
 /// Serves one client connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, client: TcpStream, peer: SocketAddr, port: Port) {
-    let connection = Rc::new(Connection::new(Rc::clone(&worker), peer, port));
+pub(super) async fn serve(worker: Rc<Worker>, client: Stream, peer: SocketAddr, port: Port) {
+    let connection = Rc::new(Connection::new(Rc::clone(&worker), Client::of(&client), peer, port));
     let watch = Rc::clone(&connection.watch);
     let io = TokioIo::new(ClientIo::new(client, Rc::clone(&watch)));
     let service = {
@@ -68,11 +70,11 @@ pub(super) async fn serve(worker: Rc<Worker>, client: TcpStream, peer: SocketAdd
         (End::Done(Ok(())), Some(tunnel)) => Box::pin(tunnel.run(&worker.shared, stream, parts.read_buf)).await,
         (End::Deadline, _) if watch.phase() == Phase::Responding => {
             worker.shared.counters.broken.inc();
-            dial::reset_on_close(&stream);
+            dial::reset_on_close(stream.tcp());
         }
-        (End::Done(Err(_)), _) if watch.close_would_mislead() => dial::reset_on_close(&stream),
-        (End::Done(Ok(())), None) if watch.is_body_open() => linger(&stream).await,
-        (End::Done(Err(error)), _) if error.is_parse() => linger(&stream).await,
+        (End::Done(Err(_)), _) if watch.close_would_mislead() => dial::reset_on_close(stream.tcp()),
+        (End::Done(Ok(())), None) if watch.is_body_open() => linger(stream.tcp()).await,
+        (End::Done(Err(error)), _) if error.is_parse() => linger(stream.tcp()).await,
         _ => {}
     }
 }
@@ -161,6 +163,7 @@ struct Connection {
     worker: Rc<Worker>,
     config: Arc<Config>,
     watch: Rc<Watch>,
+    client: Client,
     peer: SocketAddr,
     port: Port,
     forwarded_for: HeaderValue,
@@ -197,12 +200,12 @@ enum Miss {
 type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 impl Connection {
-    fn new(worker: Rc<Worker>, peer: SocketAddr, port: Port) -> Self {
+    fn new(worker: Rc<Worker>, client: Client, peer: SocketAddr, port: Port) -> Self {
         let config = worker.shared.config.load_full();
         let forwarded_for = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         let watch = Rc::new(Watch::new(&config));
-        Self { worker, config, watch, peer, port, forwarded_for, tunnel: RefCell::new(None) }
+        Self { worker, config, watch, client, peer, port, forwarded_for, tunnel: RefCell::new(None) }
     }
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
@@ -210,13 +213,19 @@ impl Connection {
         counters.requests.inc();
         let version = request.version();
         // On the heap while there is a request: the engine keeps room for this future as long as the connection lives.
-        let response = match Box::pin(self.respond(request)).await {
+        let mut response = match Box::pin(self.respond(request)).await {
             Ok(response) => response,
             Err(page) => {
                 self.count(page);
                 page.response().map(|text| ResponseBody::page(text, Rc::clone(&self.watch)))
             }
         };
+        if self.client != Client::Plain
+            && let Some(hsts) = &self.config.https.hsts
+            && let Ok(value) = HeaderValue::from_str(hsts)
+        {
+            response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, value);
+        }
         if let Some(class) = counters.responses.get(usize::from(response.status().as_u16() / 100)) {
             class.inc();
         }
@@ -248,12 +257,35 @@ impl Connection {
         }
         let target = Target::of(&parts, self.config.limits.target_bytes)?;
         check_expectation(&parts)?;
-        let pool = self.route(&self.worker.pools(), &target)?;
+        if !self.worker.shared.tls.covers(&self.client, &target.host) {
+            return Err(Page::Misdirected);
+        }
+        let pools = self.worker.pools();
+        let pool = match self.route(&pools, &target) {
+            Err(Page::NoRoute) => return self.redirect(&pools, &target, &parts.method),
+            found => found?,
+        };
+        drop(pools);
         if is_full(&pool, self.config.limits.app_connections) {
             return Err(Page::Busy);
         }
         let outgoing = self.outgoing(parts, body, target);
         self.forward(pool, outgoing).await
+    }
+
+    /// What a request gets that has no route here: another place, if there is one.
+    fn redirect(&self, pools: &Pools, target: &Target, method: &Method) -> Result<Response<ResponseBody>, Page> {
+        let tls = &self.worker.shared.tls;
+        let place = tls.redirect(&self.config, pools, self.port, &target.host, target.path.as_str());
+        let place = place.and_then(|place| HeaderValue::from_str(&place).ok()).ok_or(Page::NoRoute)?;
+        let mut response = Response::new(ResponseBody::page(Bytes::new(), Rc::clone(&self.watch)));
+        // What is more than a question comes again as it is.
+        *response.status_mut() = match *method {
+            Method::GET | Method::HEAD => StatusCode::MOVED_PERMANENTLY,
+            _ => StatusCode::PERMANENT_REDIRECT,
+        };
+        response.headers_mut().insert(LOCATION, place);
+        Ok(response)
     }
 
     fn route(&self, pools: &Pools, target: &Target) -> Result<Arc<Pool>, Page> {
@@ -272,7 +304,14 @@ impl Connection {
         let upgrade = headers::asked_upgrade(&parts, !body.is_empty());
         let is_upgrade = upgrade.is_some();
         let is_trusted = self.config.trusted_proxies.iter().any(|net| net.contains(&self.peer.ip().to_canonical()));
-        headers::to_backend(&mut parts.headers, &self.forwarded_for, &target.host_field, upgrade, is_trusted);
+        headers::to_backend(
+            &mut parts.headers,
+            &self.forwarded_for,
+            &target.host_field,
+            upgrade,
+            is_trusted,
+            self.client != Client::Plain,
+        );
         if !body.is_empty() && body.size_hint().exact().is_none() {
             parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
@@ -296,7 +335,7 @@ impl Connection {
             && let Some(lease) = pool.pick(self.peer, &tried)
         {
             tried.push(lease.backend().address);
-            if lease.backend().protocol != Protocol::Http {
+            if !is_spoken(lease.backend().protocol) {
                 failure = if reached == 0 { Page::Protocol } else { failure };
                 continue;
             }
@@ -506,9 +545,14 @@ impl Connection {
     }
 }
 
+/// Whether backends that want this protocol can be served.
+fn is_spoken(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Http | Protocol::Https)
+}
+
 /// Whether another backend is in rotation to which a request can go.
 fn has_other(pool: &Pool, tried: &[SocketAddr]) -> bool {
-    let is_other = |backend: &Arc<Backend>| backend.protocol == Protocol::Http && !tried.contains(&backend.address);
+    let is_other = |backend: &Arc<Backend>| is_spoken(backend.protocol) && !tried.contains(&backend.address);
     !pool.is_last_resort && pool.backends.iter().any(is_other)
 }
 

@@ -10,6 +10,8 @@ pub(super) enum Page {
     /// The request's framing, target or host makes no sense, or may mean two things.
     BadRequest(&'static str),
     NoRoute,
+    /// The connection was made for another host.
+    Misdirected,
     Method,
     RequestTimeout,
     TargetTooLong,
@@ -27,6 +29,7 @@ impl Page {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -41,12 +44,13 @@ impl Page {
         match self {
             Self::BadRequest(reason) => reason,
             Self::NoRoute => "no application is served for this host and path",
+            Self::Misdirected => "this connection was made for another host: make a new one for this host",
             Self::Method => "this method is not allowed here",
             Self::RequestTimeout => "the request's body stopped arriving",
             Self::TargetTooLong => "the request's target is too long",
             Self::Expectation => "this expectation cannot be met",
             Self::BadGateway => "no backend of this application could answer",
-            Self::Protocol => "the backends of this application speak https or h2c, which is not served in proxy mode",
+            Self::Protocol => "the backends of this application speak h2c, which is not served in proxy mode",
             Self::NoBackend => "this application has no backend ready at the moment",
             Self::Busy => "this application has as many requests open as it may have",
             Self::GatewayTimeout => "the backend took too long to answer",

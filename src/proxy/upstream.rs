@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
+use super::stream::Stream;
 use crate::backend::{Backend, Load};
 
 /// Idle connections that a worker keeps to one backend.
@@ -76,7 +76,7 @@ impl Upstreams {
 }
 
 /// Makes a connected socket a connection for requests. It lives until its sender is dropped or its backend ends it.
-pub(super) async fn open(stream: TcpStream) -> hyper::Result<Sender> {
+pub(super) async fn open(stream: Stream) -> hyper::Result<Sender> {
     let (sender, connection) = Builder::new()
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_header_size(BUFFER_BYTES_MAX)

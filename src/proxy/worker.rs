@@ -13,9 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::accept::{self, Slot};
 use super::manager::{ListenSocket, Sockets};
+use super::stream::Stream;
 use super::upstream::Upstreams;
 use super::{Shared, dial, http, tcp};
 use crate::name::Port;
@@ -139,14 +141,24 @@ impl Worker {
         let client_count = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
         tokio::task::spawn_local(async move {
             let _counted = client_count;
+            let since = Instant::now();
             dial::tune(&client);
             // The pools as a whole are let go at once: a connection may outlive them by hours.
             let routes = worker.pools().stream(port).cloned();
             match routes {
-                Some(PortRoutes::Tcp(pool)) => tcp::serve(&worker.shared, client, peer, pool).await,
-                // Boxed, so that a TCP connection does not carry room for it.
-                Some(PortRoutes::Http(_)) => Box::pin(http::serve(worker, client, peer, port)).await,
-                Some(PortRoutes::Udp(_)) | None => {}
+                Some(PortRoutes::Tcp(routes)) => tcp::serve(&worker.shared, client, peer, routes, since).await,
+                // Without routes: it stands open to lead clients elsewhere, or has just lost its last one.
+                Some(PortRoutes::Http(_)) | None => {
+                    // Boxed, so that a connection carries room for one at a time, and one of TCP for none.
+                    let client = match worker.shared.tls.is_for(port, &worker.shared.config.load()) {
+                        true => Box::pin(worker.shared.tls.accept(&worker.shared, client, &[], port, since)).await,
+                        false => Some(Stream::from(client)),
+                    };
+                    if let Some(client) = client {
+                        Box::pin(http::serve(worker, client, peer, port)).await;
+                    }
+                }
+                Some(PortRoutes::Udp(_)) => {}
             }
         });
     }
