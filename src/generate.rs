@@ -4,7 +4,7 @@
 //! [`apply`]: judged, swapped in, checked, reloaded. On any failure the old file stays byte for byte, the reason is in
 //! the report, and it is tried again: at each change, and by itself with growing pauses.
 //!
-//! Changes are gathered for a tenth of a second, and a storm of them costs about one reload a second ([`pace`]).
+//! Changes are gathered for a tenth of a second, and a storm of them costs about one reload in two seconds ([`pace`]).
 
 pub mod apply;
 pub mod certificate;

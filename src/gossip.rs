@@ -1,7 +1,9 @@
 //! Membership by encrypted gossip: who is there, and what each offers.
 //!
 //! `core` decides and touches nothing; `driver` owns the sockets and tells it what happened; `seal` lets nothing
-//! in that was not sealed with the cluster key. Everything another room needs comes out of [`Gossip`].
+//! in that was not sealed with the cluster key, and `peers` knows with which key to seal for whom. Everything another
+//! room needs comes out of [`Gossip`]. What is promised is measured in `simulation`, on a virtual clock, by the
+//! benchmark `gossip`.
 //!
 //! ```text
 //!            datagram                     message              effects

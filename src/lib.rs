@@ -38,24 +38,32 @@
 //! keeps them.
 
 pub mod address;
+#[cfg(not(fuzzing))]
 pub mod admin;
 pub mod app;
 pub mod backend;
 pub mod balance;
 pub mod certificate;
+#[cfg(not(fuzzing))]
 pub mod cli;
+#[cfg(not(fuzzing))]
 pub mod command;
+#[cfg(not(fuzzing))]
 pub mod config;
+#[cfg(not(fuzzing))]
 pub mod demo;
+#[cfg(not(fuzzing))]
 pub mod generate;
 pub mod gossip;
 pub mod health;
 pub mod log;
 pub mod member;
 pub mod name;
+#[cfg(not(fuzzing))]
 pub mod node;
 pub mod pool;
 pub mod proxy;
 pub mod report;
 pub mod seed;
+#[cfg(not(fuzzing))]
 pub mod tools;

@@ -27,9 +27,9 @@ use tracing::{info, warn};
 use crate::address::{self, Advertise};
 use crate::admin::{Admin, Lifecycle, NodeInfo, ReloadAnswer, Sources};
 use crate::config::{self, Config, Mistakes};
-use crate::gossip::{Bound, Gossip};
-use crate::member::{Role, Roster};
-use crate::report::{GossipCounters, JoinReport, SeedCounters, SeedReport};
+use crate::gossip::{Bound, ClusterKey, Gossip};
+use crate::member::{Member, Role, Roster};
+use crate::report::{GossipCounters, JoinReport, KeyId, SeedCounters, SeedReport};
 use crate::seed::{Pace, SeedObject, SeedUrl, Seeker};
 
 pub use backend::run as run_backend;
@@ -225,12 +225,34 @@ impl Node {
         }
         self.gossip.rekey(keys.clone()).await.map_err(|error| format!("cluster.key: {error}"))?;
         self.config.cluster.keys.clone_from(keys);
-        let ids: Vec<String> = keys.iter().map(|key| key.id().to_string()).collect();
-        Ok(match ids.as_slice() {
+        let ids: Vec<KeyId> = keys.iter().map(ClusterKey::id).collect();
+        let lost = self.lost_without(&ids);
+        if !lost.is_empty() {
+            warn!("these members have none of this node's cluster keys any more: {}", lost.join(", "));
+        }
+        let words: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let in_use = match words.as_slice() {
             [only] => format!("; cluster key {only} is in use"),
             [first, others @ ..] => format!("; cluster key {first} is in use, accepted too: {}", others.join(", ")),
             [] => String::new(),
-        })
+        };
+        let lost = match lost.as_slice() {
+            [] => String::new(),
+            some => format!("; lost here until they get one of these keys: {}", some.join(", ")),
+        };
+        Ok(in_use + &lost)
+    }
+
+    /// The members that are there and open none of these keys, by name; of very many the first.
+    fn lost_without(&self, keys: &[KeyId]) -> Vec<String> {
+        let (roster, report) = (self.gossip.roster.borrow(), self.gossip.keys.borrow());
+        let has_none = |member: &&Member| {
+            let told = report.members.get(&member.id).filter(|_| member.state.is_active());
+            told.is_some_and(|told| !told.opens.iter().any(|id| keys.contains(id)))
+        };
+        let name =
+            |member: &Member| member.name.as_ref().map_or_else(|| member.address.to_string(), ToString::to_string);
+        roster.members.iter().filter(has_none).take(20).map(name).collect()
     }
 
     /// Begins to end: not ready any more, its seed withdrawn. A second signal ends the process at once.

@@ -2,18 +2,17 @@
 //!
 //! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
 //! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
-//! nothing but sockets that listen, counters and the pools. `tcp` and `http` say what becomes of a connection.
+//! nothing but sockets that listen, counters and the pools. `tcp` and `http1` say what becomes of a connection, `forward`
+//! how a request finds its backend.
 //!
 //! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
 //! HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
 
 mod accept;
-mod body;
-mod client;
+mod bell;
 mod dial;
-mod framing;
-mod headers;
-mod http;
+mod forward;
+mod http1;
 mod listen;
 mod manager;
 mod page;
@@ -43,6 +42,8 @@ use crate::name::{Hostname, Port};
 use crate::pool::Pools;
 use crate::report::{ListenReport, ProxyCounters};
 use accept::Admission;
+#[cfg(feature = "testing")]
+pub use http1::testing;
 
 /// The running proxy. Dropping it ends every connection at once; [`Proxy::drain`] is the polite way.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ struct Shared {
     /// Woken when the settings have changed.
     reconfigured: Notify,
     admission: Admission,
+    /// Changes when pools are published and their loads have been told.
+    told: watch::Sender<()>,
     /// Nothing new is accepted, and what is open comes to its end.
     draining: CancellationToken,
     /// Everything ends now.
@@ -87,6 +90,7 @@ impl Proxy {
             admission: Admission::new(config.limits.connections),
             config: ArcSwap::from_pointee(config),
             counters,
+            told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
         });

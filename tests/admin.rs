@@ -465,6 +465,50 @@ async fn everything_that_is_wrong_is_said() {
     assert!(text.contains("6 problems:"), "{text}");
 }
 
+/// Each count of the gossip's under its own name; a counter that is added must be added here, and so to the page.
+#[tokio::test]
+async fn every_count_of_the_gossip_is_in_the_metrics() {
+    let server = serve();
+    let GossipCounters {
+        datagrams_received,
+        datagrams_sent,
+        bytes_sent,
+        dropped_malformed,
+        dropped_unknown_key,
+        dropped_unauthenticated,
+        dropped_replayed,
+        dropped_invalid,
+        dropped_misaddressed,
+        dropped_excess,
+        offers_pulled,
+        offer_pulls_failed,
+        questions_refused,
+    } = &*server.world.gossip;
+    let all = [
+        (datagrams_received, "datagrams_total{direction=\"received\"}"),
+        (datagrams_sent, "datagrams_total{direction=\"sent\"}"),
+        (bytes_sent, "sent_bytes_total"),
+        (dropped_malformed, "dropped_total{reason=\"malformed\"}"),
+        (dropped_unknown_key, "dropped_total{reason=\"unknown-key\"}"),
+        (dropped_unauthenticated, "dropped_total{reason=\"unauthenticated\"}"),
+        (dropped_replayed, "dropped_total{reason=\"replayed\"}"),
+        (dropped_invalid, "dropped_total{reason=\"invalid\"}"),
+        (dropped_misaddressed, "dropped_total{reason=\"misaddressed\"}"),
+        (dropped_excess, "dropped_total{reason=\"excess\"}"),
+        (offers_pulled, "offers_pulled_total"),
+        (offer_pulls_failed, "offer_pull_failures_total"),
+        (questions_refused, "questions_refused_total"),
+    ];
+    for (place, (counter, _)) in all.iter().enumerate() {
+        counter.add(1000 + place as u64);
+    }
+    let page = server.text("/metrics").await;
+    for (counter, name) in all {
+        let line = format!("scrimp_gossip_{name} {}", counter.get());
+        assert!(page.lines().any(|found| found == line), "{line} is not in {page}");
+    }
+}
+
 #[tokio::test]
 async fn metrics_are_written_in_both_formats() {
     let server = serve();

@@ -163,7 +163,8 @@ fn the_key_changes_node_by_node_while_requests_are_served() {
     for at in order {
         put_keys(&cluster, &nodes[at].name, &[&new]);
         let (is_done, text) = ask(nodes[at], "reload");
-        assert!(is_done && text.contains(&format!("cluster key {new_id} is in use")), "{text}");
+        let is_told = text.contains("lost here until they get one of these keys: late");
+        assert!(is_done && is_told && text.contains(&format!("cluster key {new_id} is in use")), "{text}");
     }
     for node in &nodes[..3] {
         node.wait_alive(&["a", "b", "lb"]);

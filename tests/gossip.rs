@@ -266,6 +266,83 @@ async fn keys_change_while_it_runs_in_any_order_and_nobody_is_lost() {
     assert_eq!(open.keys.borrow().own, []);
 }
 
+/// What is well sealed but was meant for another run, or is a knock that somebody may have recorded, tells nothing of the
+/// keys that its sender has by now: what is sent there would be sealed with one that it has given away.
+#[tokio::test]
+async fn what_was_meant_for_another_run_tells_nothing_of_keys() {
+    let (lb, lb_address) = start("lb", Role::Balancer, key(1));
+    let other = Bound::bind(config("test", "other", Role::Balancer, key(1))).unwrap();
+    let relay = Relay::start(Some(other.address()));
+    let other = other.start(relay.address, Arc::default()).unwrap();
+    let (web, _) = start("web", Role::Backend, key(1));
+    web.offer(offer(1, 1)).await;
+    web.seeds(vec![relay.address]).await;
+    // Knocks and more, to the other balancer; of it the first has heard nothing yet.
+    let recorded = relay.recorded(20);
+    lb.seeds(vec![relay.address]).await;
+    wait_for(&lb, "all", |roster| apps_of(roster, "web") == 1).await;
+    // This one is late with its last steps: it prefers the old key wherever that is taken.
+    lb.rekey([key(1), key(2)].concat()).await.unwrap();
+    for keys in [[key(2), key(1)].concat(), key(2)] {
+        for node in [&web, &other] {
+            node.rekey(keys.clone()).await.unwrap();
+        }
+        let ids: Vec<KeyId> = keys.iter().map(ClusterKey::id).collect();
+        let knows =
+            |told: &Arc<KeyReport>| told.members.len() == 2 && told.members.values().all(|member| member.opens == ids);
+        let found = timeout(PATIENCE, lb.keys.clone().wait_for(knows)).await.map(drop);
+        found.unwrap_or_else(|_| panic!("it knows what they have: {:?}", lb.keys.borrow()));
+    }
+    let mut told = lb.keys.clone();
+    told.mark_unchanged();
+    let (refused, misaddressed) = (&web.counters.dropped_unknown_key, &lb.counters.dropped_misaddressed);
+    let before = (refused.get(), misaddressed.get());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for datagram in &recorded {
+        socket.send_to(datagram, lb_address).unwrap();
+    }
+    // The last one is no envelope at all: once it is counted, all are read.
+    socket.send_to(&[0], lb_address).unwrap();
+    let read = async {
+        while lb.counters.dropped_malformed.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, read).await.expect("what was recorded is read");
+    let not_for_it = misaddressed.get() - before.1;
+    assert!(not_for_it > 5, "only {not_for_it} were not for this run");
+    assert!(!told.has_changed().unwrap(), "{:?}", lb.keys.borrow());
+    lb.offer(offer(0, 0)).await;
+    assert!(lb.heard(PATIENCE).await);
+    // A knock is answered as it was sealed, once, and changes nothing.
+    let knocks = recorded.len() as u64 - not_for_it;
+    assert!(refused.get() - before.0 <= knocks, "{} were sealed with what it gave away", refused.get() - before.0);
+}
+
+/// A node that was given the address of another, in a copied configuration say, stays outside and says why; the other
+/// is not disturbed.
+#[tokio::test]
+async fn who_advertises_the_address_of_another_stays_outside() {
+    let (lb, lb_address) = start("lb", Role::Balancer, key(1));
+    let (web, web_address) = start("web", Role::Backend, key(1));
+    web.offer(offer(1, 1)).await;
+    web.seeds(vec![lb_address]).await;
+    wait_for(&lb, "one backend", |roster| apps_of(roster, "web") == 1).await;
+    let copy = Bound::bind(config("test", "copy", Role::Backend, key(1))).unwrap();
+    let copy = copy.start(web_address, Arc::default()).unwrap();
+    copy.offer(offer(2, 1)).await;
+    copy.seeds(vec![lb_address]).await;
+    let mut join = copy.join.clone();
+    let told = join.wait_for(|join| join.contacts.iter().any(|contact| contact.outcome.contains("node.advertise")));
+    timeout(PATIENCE, told).await.map(drop).expect("it is told");
+    for node in [&lb, &web] {
+        let roster = node.roster.borrow().clone();
+        assert!(roster.members.iter().all(|member| member.state == MemberState::Alive), "{roster:?}");
+        let at_its_address: Vec<_> = roster.members.iter().filter(|member| member.address == web_address).collect();
+        assert!(at_its_address.len() == 1 && at_its_address[0].id == web.id, "{roster:?}");
+    }
+}
+
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

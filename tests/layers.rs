@@ -73,6 +73,11 @@ const PURE: &[&str] = &[
     "proxy/tls/hello.rs",
     "proxy/tls/names.rs",
     "proxy/tls/refusal.rs",
+    "proxy/http1/body.rs",
+    "proxy/http1/chunked.rs",
+    "proxy/http1/fields.rs",
+    "proxy/http1/head.rs",
+    "proxy/page.rs",
 ];
 
 /// What a file that touches nothing does not name.

@@ -155,6 +155,11 @@ fn requests_that_make_no_sense_are_refused_and_do_not_pass() {
         ("GET x HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
         ("GET * HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
         ("GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
+        ("GET /x#y HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
+        ("GET /\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
+        ("GET /\r\n".to_owned(), 400),
+        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".to_owned(), 505),
+        (format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "G".repeat(33)), 501),
         ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405),
         ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405),
         (format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), 414),
@@ -246,7 +251,7 @@ fn neighbours_fields_stay_between_neighbours() {
     let mirror = Origin::mirror();
     let stage = Stage::new(&[mirror.address]);
     let response = stage.ask(
-        "GET http://a.example:80/x?y#z HTTP/1.1\r\nHost: a.example:80\r\n\
+        "GET http://a.example:80/x?y HTTP/1.1\r\nHost: a.example:80\r\n\
          Connection: x-secret, keep-alive, host, authorization\r\nKeep-Alive: 1\r\nProxy-Connection: x\r\n\
          Proxy-Authorization: x\r\nTE: trailers, gzip\r\nUpgrade: h2c\r\nX-Secret: 1\r\nAuthorization: Basic x\r\n\
          X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\n\
@@ -301,7 +306,7 @@ fn bodies_pass_both_ways_in_chunks_and_by_length() {
     let stage = Stage::new(&[origin.address]);
     let body = "0123456789".repeat(20_000);
     let mut wire = stage.wire();
-    for method in ["POST", "PUT", "GET"] {
+    for method in ["POST", "PUT", "DELETE"] {
         wire.send(format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
         let response = wire.response();
         assert_eq!((response.field("x-framing"), response.text() == body), (Some("length"), true), "{method}");
@@ -391,21 +396,226 @@ fn responses_without_a_body_have_none() {
     assert_eq!(wire.head().unwrap().status(), 200);
 }
 
+/// An origin that reads a request's head, says `first`, and answers with the body if it then gets one.
+fn asking(first: &'static str) -> Origin {
+    Origin::start(move |stream| {
+        let mut wire = Wire::new(stream);
+        let Some(mut request) = wire.head() else { return };
+        let expects = request.field("expect").unwrap_or("nothing").to_owned();
+        wire.send(first);
+        wire.body(&mut request);
+        if !request.is_cut {
+            wire.send(ok(&format!("{expects}: {}", request.text())));
+        }
+    })
+}
+
 #[test]
-fn a_body_is_asked_for_before_it_is_sent() {
-    let mirror = Origin::mirror();
-    let stage = Stage::new(&[mirror.address]);
+fn a_body_is_asked_for_by_the_backend() {
+    const ASK: &str = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n";
+    let origin = asking("HTTP/1.1 100 Continue\r\n\r\n");
+    let stage = Stage::new(&[origin.address]);
     let mut wire = stage.wire();
-    wire.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    wire.send(ASK);
     assert_eq!(wire.head().unwrap().status(), 100);
     wire.send("hello");
+    assert_eq!(wire.response().text(), "100-continue: hello");
+    // A client that does not wait is answered all the same, and an older one is not asked.
+    assert_eq!(wire_of(&stage, &[ASK, "hello"].concat(), 2), [100, 200]);
+    assert_eq!(wire_of(&stage, &[&ASK.replace("/1.1", "/1.0"), "hello"].concat(), 1), [200]);
+    // Nobody asks for it but the backend.
+    let silent = asking("");
+    let stage = Stage::new(&[silent.address]);
+    let mut wire = stage.wire();
+    wire.send(ASK);
+    until("the origin has it", || silent.accepted() == 1);
+    thread::sleep(Duration::from_millis(50));
+    assert!(!is_readable(&wire));
+    wire.send("hello");
+    assert_eq!(wire.response().text(), "100-continue: hello");
+    // It may not want it at all: then what comes next on this connection is not sure.
+    let unwilling = asking("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n");
+    let stage = Stage::new(&[unwilling.address]);
+    let mut wire = stage.wire();
+    wire.send(ASK);
     let response = wire.response();
-    assert_eq!(response.status(), 200);
-    assert!(response.text().ends_with("\nhello") && !response.text().contains("expect"), "{}", response.text());
+    assert_eq!((response.status(), response.field("connection")), (417, Some("close")));
+    assert_eq!(wire.rest().unwrap(), b"");
     // Where nobody would take it, it is not asked for.
     let refused = Stage::new(&[nobody()]);
-    let response = refused.ask("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
-    assert_eq!(response.status(), 502);
+    assert_eq!(refused.ask(ASK).status(), 502);
+}
+
+/// The statuses that `request` gets on a connection of its own.
+fn wire_of(stage: &Stage, request: &str, count: usize) -> Vec<u16> {
+    let mut wire = stage.wire();
+    wire.send(request);
+    (0..count).map(|_| wire.response().status()).collect()
+}
+
+#[test]
+fn interim_responses_pass_in_their_order() {
+    let origin = Origin::http(|request| {
+        let hints =
+            "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 9\r\n\r\n";
+        let hints = if request.line.contains("many") { hints.repeat(9) } else { hints.to_owned() };
+        Some([hints.into_bytes(), ok("done")].concat())
+    });
+    let stage = Stage::on(Bed::with(|config| config.workers = 1), &[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..2 {
+        wire.send(GET);
+        let heads = [wire.head().unwrap(), wire.head().unwrap()];
+        assert_eq!(heads.each_ref().map(Message::status), [102, 103]);
+        assert_eq!((heads[1].field("link"), heads[1].field("content-length")), (Some("</a>"), None));
+        assert_eq!(wire.response().text(), "done");
+    }
+    assert_eq!(origin.accepted(), 1);
+    // A client of HTTP/1.0 does not know them.
+    assert_eq!(stage.ask(GET.replace("/1.1", "/1.0")).text(), "done");
+    // Nor does anybody wait for the end of a row that has none.
+    let mut wire = stage.wire();
+    wire.send(GET.replace("/ ", "/many "));
+    let end = std::iter::from_fn(|| wire.head()).map(|head| head.status()).find(|status| *status >= 200);
+    assert_eq!(end, Some(502));
+}
+
+#[test]
+fn an_answer_that_comes_early_ends_both_connections() {
+    let origin = Origin::start(|stream| {
+        let mut wire = Wire::new(stream);
+        wire.head();
+        wire.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig");
+        let _ = wire.rest();
+    });
+    let stage = Stage::on(Bed::with(|config| config.workers = 1), &[origin.address]);
+    for framing in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
+        let mut wire = stage.wire();
+        wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n5\r\nhello\r\n"));
+        let response = wire.response();
+        assert_eq!((response.status(), response.text(), response.field("connection")), (413, "big", Some("close")));
+        assert_eq!(wire.rest().unwrap(), b"", "it ends, and is not reset");
+    }
+    assert_eq!(stage.get("a", "/").status(), 413);
+    assert_eq!(origin.accepted(), 3, "no connection was used again");
+}
+
+#[test]
+fn bytes_behind_a_response_without_a_body_are_nobodys() {
+    let origin = Origin::http(|request| {
+        let status = if request.line.contains("/204") { "204 No Content" } else { "200 OK" };
+        let length = if request.line.contains("/204") { "" } else { "Content-Length: 6\r\n" };
+        Some(format!("HTTP/1.1 {status}\r\n{length}\r\npoison").into_bytes())
+    });
+    let stage = Stage::on(Bed::with(|config| config.workers = 1), &[origin.address]);
+    let mut wire = stage.wire();
+    for round in 1..4 {
+        wire.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let head = wire.head().unwrap();
+        assert_eq!((head.status(), head.field("content-length")), (200, Some("6")));
+        wire.send("GET /204 HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(wire.response().status(), 204);
+        assert_eq!(origin.accepted(), 2 * round, "such a connection is not used again");
+    }
+}
+
+#[test]
+fn what_a_backend_says_unasked_reaches_nobody() {
+    let origin = Origin::start(|stream| {
+        let mut wire = Wire::new(stream);
+        if wire.request().is_some() {
+            wire.send(ok("asked"));
+            // Not within the same read.
+            thread::sleep(Duration::from_millis(30));
+            let _ = wire.stream.write_all(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n");
+            let _ = wire.rest();
+        }
+    });
+    let stage = Stage::on(Bed::with(|config| config.workers = 1), &[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..3 {
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+        assert_eq!(wire.response().text(), "asked");
+        thread::sleep(Duration::from_millis(60));
+    }
+    assert_eq!(origin.accepted(), 3);
+}
+
+#[test]
+fn only_trailers_that_mean_no_harm_pass() {
+    let origin = Origin::http(|request| {
+        let names: Vec<&str> = request.trailers.iter().map(|(name, _)| name.as_str()).collect();
+        Some(
+            format!(
+                "HTTP/1.1 200 OK\r\nX-Got: {}\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0;c\r\n\
+                 Content-Length: 7\r\ngrpc-status: 0\r\nSet-Cookie: x\r\n\r\n",
+                names.join(" ")
+            )
+            .into_bytes(),
+        )
+    });
+    let stage = Stage::new(&[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..2 {
+        wire.send(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=\"y\"\r\nhi\r\n0\r\n\
+             X-Sum: 7\r\nHost: b\r\nAuthorization: x\r\nX-Forwarded-For: y\r\nContent-Length: 3\r\n\r\n",
+        );
+        let response = wire.response();
+        assert_eq!((response.field("x-got"), response.text()), (Some("x-sum"), "ok"));
+        assert_eq!(response.trailers, [("grpc-status".to_owned(), "0".to_owned())]);
+    }
+    // HTTP/1.0 knows neither chunks nor trailers.
+    let response = stage.ask(GET.replace("/1.1", "/1.0"));
+    assert_eq!((response.text(), response.is_cut), ("ok", false));
+}
+
+#[test]
+fn an_older_client_keeps_its_connection_if_it_asks_for_that() {
+    let origin = Origin::named("a");
+    let stage = Stage::new(&[origin.address]);
+    let mut wire = stage.wire();
+    for _ in 0..3 {
+        wire.send("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
+        let response = wire.response();
+        assert_eq!((response.text(), response.field("connection")), ("a", Some("keep-alive")));
+    }
+}
+
+#[test]
+fn an_answer_of_ours_to_a_body_keeps_the_connection_only_if_the_body_is_there() {
+    let bed = Bed::new();
+    let port = bed.port();
+    bed.publish_and_open(&[Node::new(1, vec![http_app("web", port, nobody(), &["a.example"], "/")])], port);
+    let stage = Stage { bed, port };
+    let mut wire = stage.wire();
+    for body in ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        wire.send(format!("POST / HTTP/1.1\r\nHost: b\r\n{body}"));
+        let response = wire.response();
+        assert_eq!((response.status(), response.field("connection")), (404, None), "{body:?}");
+    }
+    wire.send("POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 43\r\n\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    let response = wire.response();
+    assert_eq!((response.status(), response.field("connection")), (404, Some("close")));
+    assert_eq!(wire.rest().unwrap(), b"");
+}
+
+#[test]
+fn large_heads_pass_and_larger_ones_do_not() {
+    let origin = Origin::http(|request| {
+        let got = request.field("x").map_or(0, str::len);
+        let size: usize = request.line.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        Some(format!("HTTP/1.1 200 OK\r\nX-Got: {got}\r\nY: {}\r\nContent-Length: 0\r\n\r\n", "y".repeat(size)).into())
+    });
+    let stage = Stage::new(&[origin.address]);
+    let mut wire = stage.wire();
+    for (sent, answered) in [(30_000, 10), (10, 60_000), (16_300, 16_300), (16_384, 16_384)] {
+        wire.send(format!("GET /{answered} HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(sent)));
+        let response = wire.response();
+        assert_eq!(response.field("x-got"), Some(sent.to_string().as_str()));
+        assert_eq!(response.field("y").map(str::len), Some(answered));
+    }
+    assert_eq!(stage.get("a", "/70000").status(), 502);
 }
 
 #[test]
@@ -513,21 +723,16 @@ fn a_response_up_to_the_end_of_the_connection_is_whole() {
 }
 
 #[test]
-fn two_lengths_from_a_backend_become_one() {
-    let origin = Origin::http(|_| {
-        Some(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-                .to_vec(),
-        )
-    });
-    let response = Stage::new(&[origin.address]).get("a", "/");
-    assert_eq!((response.field("content-length"), response.text()), (None, "hello"));
-}
-
-#[test]
 fn a_backend_that_says_nonsense_is_a_502() {
-    for nonsense in ["hello\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "HTTP/1.1 200 OK\r\nA b\r\n\r\n"]
-    {
+    for nonsense in [
+        "hello\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nA b\r\n\r\n",
+        "HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        "HTTP/1.1 200 OK\r\nA: b\0\r\n\r\n",
+        "HTTP/1.1 099 Low\r\n\r\n",
+    ] {
         let origin = Origin::http(move |_| Some(nonsense.as_bytes().to_vec()));
         let response = Stage::new(&[origin.address]).ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
         assert_eq!(response.status(), 502, "{nonsense:?}");
@@ -1127,6 +1332,47 @@ fn a_client_that_goes_takes_its_request_along() {
     heard.recv_timeout(SOON).unwrap();
     drop(wire);
     heard.recv_timeout(Duration::from_secs(1)).expect("the backend's connection ends within a second");
+}
+
+#[test]
+fn a_client_that_goes_takes_its_response_along() {
+    let (said, heard) = mpsc::channel();
+    let origin = Origin::start(move |stream| {
+        let mut wire = Wire::new(stream);
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let _ = wire.rest();
+        let _ = said.send(());
+    });
+    let stage = Stage::new(&[origin.address]);
+    for leave in [drop, |wire: Wire| reset(wire.stream)] {
+        let mut wire = stage.wire();
+        wire.send(GET);
+        assert_eq!(wire.head().unwrap().status(), 200);
+        leave(wire);
+        heard.recv_timeout(Duration::from_secs(1)).expect("the backend's connection ends within a second");
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_reset() {
+    let (said, heard) = mpsc::channel();
+    let origin = Origin::start(move |stream| {
+        let mut wire = Wire::new(stream);
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+        while wire.stream.write_all(&[0; 65536]).is_ok() {}
+        let _ = said.send(());
+    });
+    let stage =
+        Stage::on(Bed::with(|config| config.timeouts.body_progress = Duration::from_millis(300)), &[origin.address]);
+    let mut wire = stage.wire();
+    wire.send(GET);
+    heard.recv_timeout(SOON).expect("the backend is let go");
+    assert_eq!(stage.bed.counters.broken.get(), 1);
+    let mut buffer = vec![0; 1 << 20];
+    let end = std::iter::repeat_with(|| wire.stream.read(&mut buffer)).find(|read| !matches!(read, Ok(1..)));
+    assert!(end.unwrap().is_err(), "it does not look whole");
 }
 
 #[test]

@@ -19,6 +19,8 @@ mod join;
 mod leave;
 mod offers;
 mod publish;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};

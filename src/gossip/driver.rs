@@ -10,9 +10,8 @@ use tracing::{debug, warn};
 
 use super::core::{Core, Dropped, Effect, Input, Settings};
 use super::identity::Identity;
-use super::message;
 use super::peers::Peers;
-use super::seal::{Channel, ClusterKey, KeySet, Keyring, Opened, Opener, Refusal, Sealer};
+use super::seal::{Channel, ClusterKey, KeySet, Keyring, Opener, Refusal, Sealer};
 use super::stream::{self, Keys, Served};
 use super::{Bound, Command};
 use crate::app::App;
@@ -123,7 +122,6 @@ impl Driver {
             is_ipv6: udp.local_addr()?.is_ipv6(),
             udp,
             core: Core::new(settings, Instant::now(), wall, rand::random()),
-            me: self.id,
             has_keys: !config.keys.is_empty(),
             opener,
             questions,
@@ -149,7 +147,6 @@ struct Loop {
     udp: UdpSocket,
     is_ipv6: bool,
     core: Core,
-    me: NodeId,
     /// Without a key one that everybody knows is used, and not spoken of.
     has_keys: bool,
     opener: Opener,
@@ -230,14 +227,20 @@ impl Loop {
     }
 
     fn decide(&mut self, input: Input<'_>) {
+        self.handle(input);
+        self.act();
+    }
+
+    /// Lets the core decide; whether that was for anything.
+    fn handle(&mut self, input: Input<'_>) -> bool {
         let counters = &self.outputs.counters;
         match self.core.handle(Instant::now(), input) {
-            Ok(()) => {}
+            Ok(()) => return true,
             Err(Dropped::Invalid) => counters.dropped_invalid.inc(),
             Err(Dropped::Misaddressed) => counters.dropped_misaddressed.inc(),
             Err(Dropped::Excess) => counters.dropped_excess.inc(),
         }
-        self.act();
+        false
     }
 
     fn act(&mut self) {
@@ -306,9 +309,13 @@ impl Loop {
         let named = envelope.get(1).copied().unwrap_or_default();
         match self.opener.open(envelope) {
             Ok(opened) => {
-                // Before it is answered, so that the answer is sealed with a key that its sender has.
-                self.note_keys(&opened);
-                self.decide(Input::Message(opened.message));
+                // Only of what was for this run, and before it is answered, so that the answer is sealed with a key
+                // that its sender has.
+                if self.handle(Input::Message(opened.message)) && self.peers.note(&opened) {
+                    self.publish_keys();
+                }
+                self.act();
+                self.peers.forget_guest();
             }
             Err(Refusal::Malformed) => counters.dropped_malformed.inc(),
             Err(Refusal::Replayed) => counters.dropped_replayed.inc(),
@@ -335,15 +342,6 @@ impl Loop {
                  a node of ours, give it the same cluster.key file and the same cluster.name"
             )
         });
-    }
-
-    fn note_keys(&mut self, opened: &Opened<'_>) {
-        if let Some((stamp, _)) = message::decode(opened.message)
-            && stamp.node != self.me
-            && self.peers.note(&stamp, opened)
-        {
-            self.publish_keys();
-        }
     }
 
     fn publish_keys(&self) {

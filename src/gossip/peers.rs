@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use super::identity::plain;
-use super::message::Stamp;
+use super::message::{self, Tag};
 use super::seal::{KeySet, Opened};
 use crate::member::{NodeId, Roster};
 use crate::report::{KeyId, KeyReport, MemberKeys};
@@ -16,23 +16,39 @@ const PEERS_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     known: HashMap<SocketAddr, Peer>,
+    /// Who has just knocked, and what it opens. Good for the answer alone: a knock may have been recorded.
+    guest: Option<(SocketAddr, KeySet)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Peer {
     node: NodeId,
+    /// Of its record, when it said so.
+    version: u32,
     sealed_with: KeyId,
     opens: KeySet,
 }
 
 impl Peers {
-    /// Notes what an authentic datagram says; whether that is news.
-    pub(super) fn note(&mut self, stamp: &Stamp, opened: &Opened<'_>) -> bool {
-        let peer = Peer { node: stamp.node, sealed_with: opened.key, opens: opened.opens };
+    /// Notes what a datagram says that the core has taken; whether that is news.
+    pub(super) fn note(&mut self, opened: &Opened<'_>) -> bool {
+        let Some((stamp, _)) = message::decode(opened.message) else {
+            return false;
+        };
         let address = plain(stamp.addr);
+        if stamp.to == Tag::ANYBODY {
+            self.guest = Some((address, opened.opens));
+            return false;
+        }
+        let peer = Peer { node: stamp.node, version: stamp.version, sealed_with: opened.key, opens: opened.opens };
         let is_full = self.known.len() >= PEERS_MAX;
         match self.known.get_mut(&address) {
-            Some(known) => std::mem::replace(known, peer) != peer,
+            // Each change of keys is a new version of its record: what comes late does not bring old ones back.
+            Some(known) if known.node == peer.node && known.version > peer.version => false,
+            Some(known) => {
+                let last = std::mem::replace(known, peer);
+                Peer { version: last.version, ..peer } != last
+            }
             None if is_full => false,
             None => self.known.insert(address, peer).is_none(),
         }
@@ -40,7 +56,13 @@ impl Peers {
 
     /// What somebody opens; none if it has never been heard.
     pub(super) fn opens(&self, address: SocketAddr) -> Option<&KeySet> {
-        self.known.get(&address).map(|peer| &peer.opens)
+        let guest = self.guest.as_ref().filter(|(of, _)| *of == address).map(|(_, opens)| opens);
+        guest.or_else(|| self.known.get(&address).map(|peer| &peer.opens))
+    }
+
+    /// The answer to a knock is sent.
+    pub(super) fn forget_guest(&mut self) {
+        self.guest = None;
     }
 
     /// Forgets who is no member.
@@ -64,7 +86,7 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gossip::message::Tag;
+    use crate::gossip::message::{Message, Stamp};
 
     fn roster(members: &[(u64, u16)]) -> Roster {
         let member = |(node, port): &(u64, u16)| crate::member::Member {
@@ -80,29 +102,52 @@ mod tests {
         Roster { cluster: "a".parse().unwrap(), me: NodeId(0), members: members.iter().map(member).collect() }
     }
 
+    const KEY: KeyId = KeyId([1; 4]);
+    const OLD: KeyId = KeyId([2; 4]);
+
+    /// What is told by a node at a port.
+    fn said(peers: &mut Peers, to: Tag, (node, port, version): (u64, u16, u32), keys: &[KeyId]) -> bool {
+        let stamp = Stamp { node: NodeId(node), to, addr: ([127, 0, 0, 1], port).into(), version };
+        let message = message::encode(&stamp, Message::Ask);
+        peers.note(&Opened { message: &message, key: keys[0], opens: keys.iter().copied().collect() })
+    }
+
     #[test]
     fn only_members_are_kept_and_told() {
-        let mut peers = Peers::default();
-        let key = KeyId([1; 4]);
-        let opened = Opened { message: b"", key, opens: [key].into_iter().collect() };
-        let stamp = |node, port| Stamp {
-            node: NodeId(node),
-            to: Tag::ANYBODY,
-            addr: ([127, 0, 0, 1], port).into(),
-            version: 1,
-        };
-        assert!(peers.note(&stamp(1, 1), &opened));
-        assert!(!peers.note(&stamp(1, 1), &opened), "no news");
-        assert!(peers.note(&stamp(2, 2), &opened));
+        let (mut peers, to) = (Peers::default(), Tag::of(NodeId(9)));
+        assert!(said(&mut peers, to, (1, 1, 1), &[KEY]));
+        assert!(!said(&mut peers, to, (1, 1, 2), &[KEY]), "no news");
+        assert!(said(&mut peers, to, (2, 2, 1), &[KEY]));
         for port in 0..=u16::MAX {
-            peers.note(&stamp(3, port), &opened);
+            said(&mut peers, to, (3, port, 1), &[KEY]);
         }
         assert_eq!(peers.known.len(), PEERS_MAX);
         // Another node was heard at the address of node 1 since.
         let members = roster(&[(1, 1), (3, 2)]);
-        let report = peers.report(&[key], &members);
+        let report = peers.report(&[KEY], &members);
         assert_eq!(report.members.keys().copied().collect::<Vec<_>>(), [NodeId(3)]);
         peers.keep_members(&members);
         assert_eq!(peers.known.len(), 2);
+    }
+
+    #[test]
+    fn what_comes_late_brings_no_old_key_back() {
+        let (mut peers, to, address) = (Peers::default(), Tag::of(NodeId(9)), ([127, 0, 0, 1], 1).into());
+        assert!(said(&mut peers, to, (1, 1, 5), &[KEY]));
+        assert!(!said(&mut peers, to, (1, 1, 4), &[OLD]));
+        assert_eq!(peers.opens(address).unwrap().as_slice(), [KEY]);
+        assert!(said(&mut peers, to, (2, 1, 1), &[OLD]), "another run counts anew");
+        assert!(said(&mut peers, to, (2, 1, 2), &[KEY]));
+    }
+
+    #[test]
+    fn a_knock_is_good_for_its_answer_alone() {
+        let (mut peers, address) = (Peers::default(), ([127, 0, 0, 1], 1).into());
+        said(&mut peers, Tag::of(NodeId(9)), (1, 1, 5), &[KEY]);
+        assert!(!said(&mut peers, Tag::ANYBODY, (1, 1, 9), &[OLD]));
+        assert_eq!(peers.opens(address).unwrap().as_slice(), [OLD]);
+        assert_eq!(peers.opens(([127, 0, 0, 1], 2).into()), None);
+        peers.forget_guest();
+        assert_eq!(peers.opens(address).unwrap().as_slice(), [KEY]);
     }
 }

@@ -449,11 +449,15 @@ impl Simulation {
         let Some(node) = self.host_mut(host) else { return };
         let began = measures_work.then(Instant::now);
         node.counters.datagrams_in += 1;
-        let message = match &mut node.envelope {
-            Some(envelope) => envelope.open(&mut bytes),
-            None => Some(&bytes[..]),
+        let outcome = match &mut node.envelope {
+            None => Some(node.node.handle(now, Input::Message(&bytes))),
+            Some(envelope) => envelope.open(&mut bytes).map(|opened| {
+                let outcome = node.node.handle(now, Input::Message(opened.message));
+                outcome.inspect(|()| {
+                    envelope.peers.note(&opened);
+                })
+            }),
         };
-        let outcome = message.map(|message| node.node.handle(now, Input::Message(message)));
         match outcome {
             Some(outcome) => node.counters.take(outcome),
             None => node.counters.refused += 1,
@@ -462,6 +466,9 @@ impl Simulation {
             node.counters.work += began.elapsed();
         }
         self.act(host);
+        if let Some(envelope) = self.host_mut(host).and_then(|node| node.envelope.as_mut()) {
+            envelope.peers.forget_guest();
+        }
     }
 
     fn wake(&mut self, host: u32, due: Instant) {

@@ -131,7 +131,10 @@ pub(super) async fn contact(addr: SocketAddr, keys: &Keys) -> String {
         Answer::Unreachable(error) => {
             format!("it does not answer ({error}): is it up, and port {port} open for UDP and TCP?")
         }
-        Answer::Ours(..) => format!("it answers over TCP but not over UDP: is port {port} open for UDP, both ways?"),
+        Answer::Ours(..) => format!(
+            "it answers over TCP but not over UDP: is port {port} open for UDP, both ways, and is this node the one that \
+             is reached at the address it advertises (node.advertise)?"
+        ),
         Answer::Foreign => "it answers, but not as a scrimp of our cluster".to_owned(),
         Answer::Closed(_) => {
             "its cluster key or its cluster name is not ours (it closes unanswered): give both nodes the \

@@ -105,6 +105,7 @@ impl Manager {
         let next = Arc::clone(&self.source.borrow_and_update());
         let last = self.pools.send_replace(Arc::clone(&next));
         last.tell_loads(&next);
+        self.shared.told.send_replace(());
         self.follow_places();
     }
 

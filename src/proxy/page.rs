@@ -1,20 +1,24 @@
 //! The proxy's own answers: one plain line each, without a word about what stands behind.
 
-use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
-
 /// An answer of our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Page {
     /// The request's framing, target or host makes no sense, or may mean two things.
     BadRequest(&'static str),
+    /// Over TLS. What is more than a question has to come again as it is.
+    Moved,
+    MovedAsItIs,
     NoRoute,
     /// The connection was made for another host.
     Misdirected,
     Method,
     RequestTimeout,
     TargetTooLong,
+    HeaderTooLarge,
+    /// A method that is longer than any.
+    NotImplemented,
+    /// A version of HTTP that is not spoken here.
+    Version,
     Expectation,
     BadGateway,
     /// All backends want a protocol that is not spoken here.
@@ -25,29 +29,60 @@ pub(super) enum Page {
 }
 
 impl Page {
-    pub(super) fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> u16 {
         match self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::Expectation => StatusCode::EXPECTATION_FAILED,
-            Self::BadGateway | Self::Protocol => StatusCode::BAD_GATEWAY,
-            Self::NoBackend | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::BadRequest(_) => 400,
+            Self::Moved => 301,
+            Self::MovedAsItIs => 308,
+            Self::NoRoute => 404,
+            Self::Misdirected => 421,
+            Self::Method => 405,
+            Self::RequestTimeout => 408,
+            Self::TargetTooLong => 414,
+            Self::Expectation => 417,
+            Self::HeaderTooLarge => 431,
+            Self::NotImplemented => 501,
+            Self::BadGateway | Self::Protocol => 502,
+            Self::NoBackend | Self::Busy => 503,
+            Self::GatewayTimeout => 504,
+            Self::Version => 505,
         }
     }
 
-    fn text(self) -> &'static str {
+    /// What the status is called.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "Bad Request",
+            Self::Moved => "Moved Permanently",
+            Self::MovedAsItIs => "Permanent Redirect",
+            Self::NoRoute => "Not Found",
+            Self::Misdirected => "Misdirected Request",
+            Self::Method => "Method Not Allowed",
+            Self::RequestTimeout => "Request Timeout",
+            Self::TargetTooLong => "URI Too Long",
+            Self::Expectation => "Expectation Failed",
+            Self::HeaderTooLarge => "Request Header Fields Too Large",
+            Self::NotImplemented => "Not Implemented",
+            Self::BadGateway | Self::Protocol => "Bad Gateway",
+            Self::NoBackend | Self::Busy => "Service Unavailable",
+            Self::GatewayTimeout => "Gateway Timeout",
+            Self::Version => "HTTP Version Not Supported",
+        }
+    }
+
+    /// What happened, in a line for a person.
+    pub(super) fn text(self) -> &'static str {
         match self {
             Self::BadRequest(reason) => reason,
             Self::NoRoute => "no application is served for this host and path",
+            Self::Moved | Self::MovedAsItIs => "this host is served over HTTPS",
             Self::Misdirected => "this connection was made for another host: make a new one for this host",
             Self::Method => "this method is not allowed here",
             Self::RequestTimeout => "the request's body stopped arriving",
             Self::TargetTooLong => "the request's target is too long",
+            Self::HeaderTooLarge => "the request's header is too large",
+            Self::NotImplemented => "no such method is served here",
+            Self::Version => "this version of HTTP is not served here",
             Self::Expectation => "this expectation cannot be met",
             Self::BadGateway => "no backend of this application could answer",
             Self::Protocol => "the backends of this application speak h2c, which is not served in proxy mode",
@@ -57,26 +92,18 @@ impl Page {
         }
     }
 
-    fn field(self) -> Option<(HeaderName, &'static str)> {
+    /// A field that goes with it.
+    pub(super) fn field(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Method => Some((ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
-            Self::NoBackend | Self::Busy => Some((RETRY_AFTER, "1")),
-            // Where the next request would begin is not sure.
-            Self::BadRequest(_) | Self::RequestTimeout => Some((CONNECTION, "close")),
+            Self::Method => Some(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
+            Self::NoBackend | Self::Busy => Some(("retry-after", "1")),
             _ => None,
         }
     }
 
-    /// The response, with its text to be sent as its body.
-    pub(super) fn response(self) -> Response<Bytes> {
-        let status = self.status();
-        let mut response = Response::new(Bytes::from(format!("{}: {}\n", status.as_u16(), self.text())));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if let Some((name, value)) = self.field() {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        response
+    /// Whether a connection on which requests follow each other ends behind it: where the next one would begin is not
+    /// sure.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Self::BadRequest(_) | Self::RequestTimeout)
     }
 }

@@ -11,6 +11,7 @@ mod server;
 
 use std::fmt;
 use std::io::ErrorKind;
+use std::rc::Rc;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
@@ -155,7 +156,7 @@ pub(super) enum Client {
     /// Without TLS.
     Plain,
     /// With TLS, and the name that it asked for.
-    Tls { sni: Option<Box<str>> },
+    Tls { sni: Option<Rc<str>> },
 }
 
 impl Client {
@@ -163,7 +164,7 @@ impl Client {
         match stream {
             Stream::Tls(tls) => Self::Tls {
                 sni: match &**tls {
-                    TlsStream::Server(tls) => tls.get_ref().1.server_name().map(Box::from),
+                    TlsStream::Server(tls) => tls.get_ref().1.server_name().map(Rc::from),
                     TlsStream::Client(_) => None,
                 },
             },
@@ -201,4 +202,42 @@ pub(super) async fn read_name(
     };
     let name = timeout_at(since + timeouts.first_byte.max(timeouts.header), reading).await.ok()??;
     Some((said.freeze(), name))
+}
+
+/// Entry points for tests and the fuzzer.
+#[cfg(any(test, feature = "testing"))]
+pub mod testing {
+    use tokio_rustls::rustls::server::Acceptor;
+
+    use super::hello::{self, Hello};
+
+    /// Looks for the name in a client's first message: `None` as long as it is not whole, `Some(None)` if there is none.
+    ///
+    /// # Panics
+    /// When rustls, which the message may be meant for, finds another name in it.
+    #[must_use]
+    pub fn name_in_hello(bytes: &[u8]) -> Option<Option<String>> {
+        let (ours, theirs) = (hello::read(bytes), by_rustls(bytes));
+        match (&ours, &theirs) {
+            (Hello::Tls(ours), Some(theirs)) => {
+                let ours = ours.as_ref().map(|name| name.as_str().to_owned());
+                assert_eq!(ours, *theirs, "two names in one message");
+            }
+            (Hello::Incomplete, Some(_)) => panic!("it is whole"),
+            // It is strict where rustls is not, and does not look at what rustls judges.
+            (Hello::Other, _) | (_, None) => {}
+        }
+        match ours {
+            Hello::Incomplete => None,
+            Hello::Other => Some(None),
+            Hello::Tls(name) => Some(name.map(|name| name.as_str().to_owned())),
+        }
+    }
+
+    fn by_rustls(mut bytes: &[u8]) -> Option<Option<String>> {
+        let mut acceptor = Acceptor::default();
+        while !bytes.is_empty() && acceptor.read_tls(&mut bytes).is_ok_and(|count| count > 0) {}
+        let accepted = acceptor.accept().ok()??;
+        Some(accepted.client_hello().server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase()))
+    }
 }

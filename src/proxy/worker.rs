@@ -1,6 +1,6 @@
 //! A worker: one thread, one runtime, the connections it accepted.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,10 +16,12 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::accept::{self, Slot};
+use super::bell::Bell;
 use super::manager::{ListenSocket, Sockets};
+use super::page::Page;
 use super::stream::Stream;
 use super::upstream::Upstreams;
-use super::{Shared, dial, http, tcp};
+use super::{Shared, dial, http1, tcp};
 use crate::name::Port;
 use crate::pool::{Pools, PortRoutes};
 
@@ -30,6 +32,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) upstreams: Upstreams,
+    /// Rings when pools are new and loads have been told.
+    pub(super) changes: Rc<Bell>,
+    /// Rings when the proxy begins to drain.
+    pub(super) drains: Rc<Bell>,
+    is_draining: Cell<bool>,
     pools: RefCell<Newest>,
 }
 
@@ -68,10 +75,14 @@ fn runtime() -> std::io::Result<LocalRuntime> {
 }
 
 async fn run(shared: Arc<Shared>, pools: watch::Receiver<Arc<Pools>>, mut sockets: watch::Receiver<Sockets>) {
+    let mut told = shared.told.subscribe();
     let first = Arc::clone(&pools.borrow());
     let worker = Rc::new(Worker {
         shared: Arc::clone(&shared),
         upstreams: Upstreams::default(),
+        changes: Rc::default(),
+        drains: Rc::default(),
+        is_draining: Cell::new(false),
         pools: RefCell::new(Newest { source: pools, pools: first }),
     });
     let mut accepting = HashMap::new();
@@ -80,6 +91,11 @@ async fn run(shared: Arc<Shared>, pools: watch::Receiver<Arc<Pools>>, mut socket
         tokio::select! {
             () = shared.stop.cancelled() => break,
             // An error says that the manager has ended, which it does when all ports are closed.
+            () = shared.draining.cancelled(), if !worker.is_draining() => {
+                worker.is_draining.set(true);
+                worker.drains.ring();
+            }
+            Ok(()) = told.changed() => worker.changes.ring(),
             Ok(()) = sockets.changed() => {}
             _ = sweep.tick() => worker.upstreams.sweep(),
         }
@@ -89,19 +105,31 @@ async fn run(shared: Arc<Shared>, pools: watch::Receiver<Arc<Pools>>, mut socket
 }
 
 impl Worker {
-    /// The newest pools.
-    pub(super) fn pools(&self) -> Arc<Pools> {
+    /// Looks at the newest pools.
+    pub(super) fn with_pools<T>(&self, look: impl FnOnce(&Pools) -> T) -> T {
         let mut newest = self.pools.borrow_mut();
         if newest.source.has_changed().unwrap_or(false) {
             let pools = Arc::clone(&newest.source.borrow_and_update());
             newest.pools = pools;
         }
-        Arc::clone(&newest.pools)
+        look(&newest.pools)
     }
 
-    /// The pools as they change from here on.
-    pub(super) fn pools_to_come(&self) -> watch::Receiver<Arc<Pools>> {
-        self.pools.borrow().source.clone()
+    /// Whether nothing new is to be begun.
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining.get()
+    }
+
+    /// Counts an answer of our own.
+    pub(super) fn count(&self, page: Page) {
+        let counters = &self.shared.counters;
+        match page {
+            Page::NoRoute => counters.no_route.inc(),
+            Page::NoBackend | Page::Busy => counters.no_backend.inc(),
+            Page::BadGateway | Page::Protocol => counters.bad_gateway.inc(),
+            Page::GatewayTimeout => counters.gateway_timeout.inc(),
+            _ => {}
+        }
     }
 
     /// Accepts on each of `sockets` and on no other.
@@ -144,7 +172,7 @@ impl Worker {
             let since = Instant::now();
             dial::tune(&client);
             // The pools as a whole are let go at once: a connection may outlive them by hours.
-            let routes = worker.pools().stream(port).cloned();
+            let routes = worker.with_pools(|pools| pools.stream(port).cloned());
             match routes {
                 Some(PortRoutes::Tcp(routes)) => tcp::serve(&worker.shared, client, peer, routes, since).await,
                 // Without routes: it stands open to lead clients elsewhere, or has just lost its last one.
@@ -155,7 +183,7 @@ impl Worker {
                         false => Some(Stream::from(client)),
                     };
                     if let Some(client) = client {
-                        Box::pin(http::serve(worker, client, peer, port)).await;
+                        Box::pin(http1::serve(worker, client, peer, port)).await;
                     }
                 }
                 Some(PortRoutes::Udp(_)) => {}

@@ -2,6 +2,12 @@
 //! clients that are plain sockets.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod front;
+pub mod guardian;
+pub mod oracle;
+pub mod origin;
+pub mod reader;
+
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -217,6 +223,14 @@ pub struct Origin {
     pub address: SocketAddr,
     pub accepted: Arc<AtomicUsize>,
     stopped: Arc<std::sync::atomic::AtomicBool>,
+    /// Judges the heads that a [`Wire`] reads in a handler.
+    court: oracle::Court,
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.court.close();
+    }
 }
 
 impl Origin {
@@ -227,6 +241,8 @@ impl Origin {
         let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (count, is_stopped) = (Arc::clone(&accepted), Arc::clone(&stopped));
         let handle = Arc::new(handle);
+        let court = oracle::Court::default();
+        let judges = court.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if is_stopped.load(Ordering::SeqCst) {
@@ -239,11 +255,14 @@ impl Origin {
                 };
                 stream.set_read_timeout(Some(SOON * 3)).unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                let handle = Arc::clone(&handle);
-                thread::spawn(move || handle(stream));
+                let (handle, court) = (Arc::clone(&handle), judges.clone());
+                thread::spawn(move || {
+                    court.sit();
+                    handle(stream);
+                });
             }
         });
-        Self { address, accepted, stopped }
+        Self { address, accepted, stopped, court }
     }
 
     /// Sends its name to whoever connects, then echoes.
@@ -370,12 +389,14 @@ impl Message {
 pub struct Wire {
     pub stream: TcpStream,
     reader: io::BufReader<TcpStream>,
+    /// The head that is being read, as it comes.
+    raw: Vec<u8>,
 }
 
 impl Wire {
     pub fn new(stream: TcpStream) -> Self {
         let reader = io::BufReader::new(stream.try_clone().unwrap());
-        Self { stream, reader }
+        Self { stream, reader, raw: Vec::new() }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -385,7 +406,10 @@ impl Wire {
     fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         match io::BufRead::read_line(&mut self.reader, &mut line) {
-            Ok(count) if count > 0 => Some(line.trim_end_matches(['\r', '\n']).to_owned()),
+            Ok(count) if count > 0 => {
+                self.raw.extend_from_slice(line.as_bytes());
+                Some(line.trim_end_matches(['\r', '\n']).to_owned())
+            }
             _ => None,
         }
     }
@@ -404,8 +428,11 @@ impl Wire {
 
     /// A first line and fields; none at the connection's end.
     pub fn head(&mut self) -> Option<Message> {
+        self.raw.clear();
         let line = self.line()?;
-        Some(Message { line, fields: self.fields()?, ..Message::default() })
+        let message = Message { line, fields: self.fields()?, ..Message::default() };
+        oracle::judge(&self.raw);
+        Some(message)
     }
 
     /// A request with its body.

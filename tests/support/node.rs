@@ -1,5 +1,8 @@
 //! The real program, as a person runs it: processes, a folder in common, the admin API.
 
+#[path = "oracle.rs"]
+mod oracle;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -291,6 +294,8 @@ pub fn ready(apps: &Value, app: &str) -> usize {
 pub struct Origin {
     pub address: SocketAddr,
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    /// Judges the requests that [`Origin::http`] reads.
+    court: oracle::Court,
 }
 
 impl Origin {
@@ -316,16 +321,23 @@ impl Origin {
         let address = listener.local_addr().unwrap();
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (stopped, handle) = (std::sync::Arc::clone(&stop), std::sync::Arc::new(handle));
+        let court = oracle::Court::default();
+        let judges = court.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(std::sync::atomic::Ordering::Relaxed) {
                     return;
                 }
-                let (Ok(stream), handle) = (stream, std::sync::Arc::clone(&handle)) else { continue };
-                std::thread::spawn(move || handle(stream));
+                let (Ok(stream), handle, court) = (stream, std::sync::Arc::clone(&handle), judges.clone()) else {
+                    continue;
+                };
+                std::thread::spawn(move || {
+                    court.sit();
+                    handle(stream);
+                });
             }
         });
-        Self { address, stop }
+        Self { address, stop, court }
     }
 
     pub fn port(&self) -> u16 {
@@ -338,6 +350,7 @@ impl Drop for Origin {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         // Wakes the accept, which then sees it.
         let _ = TcpStream::connect(self.address);
+        self.court.close();
     }
 }
 
@@ -346,16 +359,12 @@ fn answer_requests(stream: &TcpStream, name: &str) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream);
     let mut writer = stream;
     loop {
-        let mut target = String::new();
-        if lines.read_line(&mut target)? == 0 {
+        let mut head = String::new();
+        if lines.read_line(&mut head)? == 0 {
             return Ok(());
         }
-        loop {
-            let mut line = String::new();
-            if lines.read_line(&mut line)? == 0 || line == "\r\n" {
-                break;
-            }
-        }
+        while lines.read_line(&mut head)? > 0 && !head.ends_with("\r\n\r\n") {}
+        oracle::judge(head.as_bytes());
         let body = format!("{name}\n");
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-served-by: {name}\r\n\r\n{body}", body.len());
         writer.write_all(answer.as_bytes())?;

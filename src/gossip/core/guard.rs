@@ -27,7 +27,7 @@ pub(super) const WITNESSES: usize = 3;
 
 /// Members that one member may have named and nobody has heard from. A newcomer to a large cluster learns a
 /// thousand from its first contact, and hears from them within seconds.
-const UNPROVEN_MAX: usize = 1024;
+pub(super) const UNPROVEN_MAX: usize = 1024;
 
 /// Since when this node itself suspects whom, by incarnation.
 #[derive(Debug, Default)]

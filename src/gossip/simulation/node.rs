@@ -9,10 +9,9 @@ use super::baseline::Plain;
 use crate::app::AppState;
 use crate::gossip::core::{Core, Dropped, Effect, Input};
 use crate::gossip::identity::Identity;
-use crate::gossip::message;
 use crate::gossip::peers::Peers;
 use crate::gossip::record::AppsDigest;
-use crate::gossip::seal::{self, Channel, ClusterKey, Keyring, Opener, Sealer};
+use crate::gossip::seal::{self, Channel, ClusterKey, Keyring, Opened, Opener, Sealer};
 use crate::member::{Member, MemberState, NodeId, Role, Roster};
 use crate::pool::{Pools, Rules, Why};
 use crate::report::{JoinReport, KeyId};
@@ -135,7 +134,7 @@ pub(super) struct Envelope {
     keyring: Keyring,
     sealer: Sealer,
     opener: Opener,
-    peers: Peers,
+    pub(super) peers: Peers,
 }
 
 impl Envelope {
@@ -157,13 +156,9 @@ impl Envelope {
         keys.as_slice().iter().map(|key| self.sealer.seal(Channel::Datagram, *key, message)).collect()
     }
 
-    /// The message inside; none if it does not open.
-    pub(super) fn open<'a>(&mut self, datagram: &'a mut [u8]) -> Option<&'a [u8]> {
-        let opened = self.opener.open(datagram).ok()?;
-        if let Some((stamp, _)) = message::decode(opened.message) {
-            self.peers.note(&stamp, &opened);
-        }
-        Some(opened.message)
+    /// What is inside; none if it does not open.
+    pub(super) fn open<'a>(&mut self, datagram: &'a mut [u8]) -> Option<Opened<'a>> {
+        self.opener.open(datagram).ok()
     }
 
     pub(super) fn keep_members(&mut self, roster: &Roster) {

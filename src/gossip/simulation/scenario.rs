@@ -178,7 +178,7 @@ fn without_baseline(case: Case) -> Case {
 // === what cases are made of ===
 
 /// Some applications, of which the first has `tag` as its weight so that versions can be told apart.
-pub(super) fn offer(apps: usize, domains: usize, tag: u16) -> Offer {
+pub(crate) fn offer(apps: usize, domains: usize, tag: u16) -> Offer {
     let app = |i: usize| App {
         name: format!("app-{i:03}").parse().expect("a name"),
         protocol: Protocol::Http,

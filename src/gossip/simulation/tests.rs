@@ -376,6 +376,11 @@ fn a_dead_backend_is_out_of_rotation_within_two_seconds() {
 }
 
 #[test]
+fn who_comes_and_goes_takes_nobody_else_out() {
+    is_met(2, |setup| scenario::churn(setup, 20, 6 * MINUTE));
+}
+
+#[test]
 fn healthy_balancers_keep_healthy_backends_beside_throttled_ones() {
     is_met(2, |setup| scenario::throttled(setup, 10, 2 * MINUTE));
 }
@@ -465,4 +470,36 @@ fn the_dead_do_not_come_back() {
 #[test]
 fn keys_may_change_while_nothing_is_lost() {
     is_met(1, |setup| scenario::key_rotation(setup, 6));
+}
+
+/// The old key is taken away while one node has no other: that one is out until it has the new one, and nobody
+/// else is missed meanwhile.
+#[test]
+fn a_key_taken_away_too_early_costs_only_who_has_no_other() {
+    for (seed, early) in [(0, 1..=7), (1, 1..=7), (2, 1..=1)] {
+        let mut sim = Simulation::ours(seed);
+        sim.seals = true;
+        (1..=8).for_each(|host| sim.add(host, &[1]));
+        let all: Vec<u32> = (1..=8).collect();
+        sim.until(30 * SECOND, "all see all", |sim| sim.all_see(&all));
+        sim.run(10 * SECOND);
+        for keys in [&[1, 2][..], &[2, 1]] {
+            (1..=7).for_each(|host| sim.change_keys(host, keys));
+            sim.run(2 * SECOND);
+        }
+        sim.forget_counters();
+        let is_alone = early.clone().count() > 1;
+        early.for_each(|host| sim.change_keys(host, &[2]));
+        sim.host_mut(8).unwrap().is_ill = true;
+        sim.run(MINUTE);
+        let renewed: u64 = sim.alive().filter(|(host, _)| *host != 8).map(|(_, it)| it.counters.identity_changes).sum();
+        assert_eq!((sim.false_removals, sim.false_downs, renewed), (0, 0, 0), "seed {seed}");
+        assert!(sim.seen(1, 8).is_removed, "seed {seed}: it does not answer");
+        // By one that lacks its key it is missed alone; the others vouch for it.
+        let down = sim.state(1, 8) == Some(MemberState::Down);
+        assert_eq!(down, is_alone, "seed {seed}: {:?}", sim.state(1, 8));
+        sim.change_keys(8, &[2]);
+        sim.host_mut(8).unwrap().is_ill = false;
+        sim.until(20 * SECOND, "all see all again", |sim| sim.all_see(&all) && !sim.seen(1, 8).is_removed);
+    }
 }

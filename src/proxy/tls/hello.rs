@@ -261,6 +261,7 @@ pub(super) mod tests {
                 *bent = byte;
             }
             let _ = read(&bent);
+            let _ = crate::proxy::tls::testing::name_in_hello(&bent);
         }
     }
 }

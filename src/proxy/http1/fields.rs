@@ -1,0 +1,469 @@
+//! What of a message's header is passed on, and how it is written.
+
+use memchr::memchr;
+
+use super::head::{Field, Length, RequestHead, ResponseHead};
+
+/// Fields that mean something to a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    Connection,
+    ContentLength,
+    Date,
+    Expect,
+    Host,
+    Te,
+    TransferEncoding,
+    Upgrade,
+    XForwardedFor,
+    XForwardedHost,
+    XForwardedProto,
+    /// Between two neighbours only (RFC 9110, 7.6.1), whether `Connection` names it or not.
+    HopByHop,
+    /// Another one that tells, or is taken by some program to tell, who stands behind a client.
+    Forwarded,
+    /// One that a program behind CGI or WSGI cannot tell from another that has its meaning here.
+    Lookalike,
+    /// Nobody can have it dropped by naming it in `Connection`.
+    Kept,
+    Other,
+}
+
+/// What a field's name means.
+pub(super) fn known(name: &str) -> Known {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    // By length first: one comparison for most names.
+    match name.len() {
+        2 if is("te") => Known::Te,
+        4 if is("host") => Known::Host,
+        4 if is("date") => Known::Date,
+        // CGI programs take it for the address of a proxy of their own.
+        5 if is("proxy") => Known::HopByHop,
+        6 if is("expect") => Known::Expect,
+        6 if is("cookie") => Known::Kept,
+        7 if is("upgrade") => Known::Upgrade,
+        9 if is("forwarded") || is("x-real-ip") || is("x_real_ip") => Known::Forwarded,
+        10 if is("connection") => Known::Connection,
+        10 if is("keep-alive") => Known::HopByHop,
+        10 if is("set-cookie") => Known::Kept,
+        12 if is("content-type") => Known::Kept,
+        13 if is("authorization") => Known::Kept,
+        14 if is("content-length") => Known::ContentLength,
+        15 if is("x-forwarded-for") => Known::XForwardedFor,
+        16 if is("x-forwarded-host") => Known::XForwardedHost,
+        16 if is("proxy-connection") => Known::HopByHop,
+        17 if is("x-forwarded-proto") => Known::XForwardedProto,
+        17 if is("transfer-encoding") => Known::TransferEncoding,
+        18 if is("proxy-authenticate") => Known::HopByHop,
+        19 if is("proxy-authorization") => Known::HopByHop,
+        12.. if is_forwarded(name) => Known::Forwarded,
+        13..=32 if is_lookalike(name) => Known::Lookalike,
+        _ => Known::Other,
+    }
+}
+
+/// `X-Forwarded-…` in the spellings that programs behind CGI and WSGI take for it.
+fn is_forwarded(name: &str) -> bool {
+    let is_same = |byte: u8, wanted: u8| byte.eq_ignore_ascii_case(&wanted) || (byte == b'_' && wanted == b'-');
+    name.bytes().zip(*b"x-forwarded-").filter(|(byte, wanted)| is_same(*byte, *wanted)).count() == 12
+}
+
+/// A length in a spelling that some take for one: `Content_Length`, `Transfer--Encoding`, `Transfer.Encoding`.
+fn is_lookalike(name: &str) -> bool {
+    let is_like = |other: &str| {
+        let letters = name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase());
+        letters.eq(other.bytes())
+    };
+    match name.as_bytes().first() {
+        Some(b'c' | b'C') => is_like("contentlength"),
+        Some(b't' | b'T') => is_like("transferencoding"),
+        _ => false,
+    }
+}
+
+/// Whether a byte may stand in a token: a method, a field's name (RFC 9110, 5.6.2).
+pub(super) fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Whether a byte may stand in a field's value (RFC 9110, 5.5).
+pub(super) fn is_value_byte(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// The members of a comma-separated list, but for empty ones.
+pub(super) fn tokens(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        while !list.is_empty() {
+            let (member, rest) = list.split_at(memchr(b',', list).unwrap_or(list.len()));
+            list = rest.get(1..).unwrap_or_default();
+            if !member.trim_ascii().is_empty() {
+                return Some(member.trim_ascii());
+            }
+        }
+        None
+    })
+}
+
+/// What a backend is told about the client.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) struct Via<'a> {
+    /// The client's address.
+    pub(in crate::proxy) client: &'a str,
+    /// Whether what the client says of those behind it is kept and added to.
+    pub(in crate::proxy) is_trusted: bool,
+    /// Whether the client came with TLS.
+    pub(in crate::proxy) is_tls: bool,
+}
+
+/// The most bytes of addresses that are passed on: some 30 proxies in a row.
+const CHAIN_BYTES_MAX: usize = 1024;
+
+/// What a trusted client says of those behind it.
+#[derive(Default)]
+struct Told<'b> {
+    chain: Vec<u8>,
+    proto: Option<&'b [u8]>,
+    host: Option<&'b [u8]>,
+}
+
+impl<'b> Told<'b> {
+    fn by(fields: &[Field<'b>]) -> Self {
+        let only = |which| {
+            let mut values = fields.iter().filter(|field| known(field.name) == which).map(|field| field.value);
+            values.next().filter(|_| values.next().is_none())
+        };
+        let addresses = fields.iter().filter(|field| known(field.name) == Known::XForwardedFor);
+        let addresses = addresses.map(|field| field.value).filter(|list| !list.is_empty());
+        Self {
+            chain: addresses.collect::<Vec<_>>().join(&b", "[..]),
+            proto: only(Known::XForwardedProto).filter(|proto| *proto == b"http" || *proto == b"https"),
+            host: only(Known::XForwardedHost),
+        }
+    }
+}
+
+/// Where in the head that a backend gets the two things are by which it was routed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::proxy) struct Places {
+    /// The path with its query.
+    pub(in crate::proxy) path: (usize, usize),
+    /// The host, as the client named it.
+    pub(in crate::proxy) host: (usize, usize),
+}
+
+/// Writes the head that a backend gets.
+pub(in crate::proxy) fn write_request(head: &RequestHead<'_, '_>, via: &Via<'_>, out: &mut Vec<u8>) -> Places {
+    let told = if via.is_trusted { Told::by(head.fields) } else { Told::default() };
+    put(out, &[head.method.as_bytes(), b" "]);
+    let path_from = out.len();
+    let root: &[u8] = if head.path.starts_with('?') { b"/" } else { b"" };
+    put(out, &[root, head.path.as_bytes()]);
+    let path = (path_from, out.len());
+    put(out, &[b" HTTP/1.1\r\nhost: "]);
+    let host_from = out.len();
+    put(out, &[head.host]);
+    let host = (host_from, out.len());
+    put(out, &[b"\r\n"]);
+    let named = Named::of(head.fields);
+    let mut takes_trailers = false;
+    for field in head.fields {
+        match known(field.name) {
+            Known::Other if named.has(field.name) => {}
+            Known::Other | Known::Kept | Known::Date => put_field(out, field.name.as_bytes(), field.value),
+            Known::Te => takes_trailers |= tokens(field.value).any(|coding| coding.eq_ignore_ascii_case(b"trailers")),
+            _ => {}
+        }
+    }
+    put_length(out, head.length);
+    if told.chain.is_empty() || told.chain.len() > CHAIN_BYTES_MAX {
+        put_field(out, b"x-forwarded-for", via.client.as_bytes());
+    } else {
+        put(out, &[b"x-forwarded-for: ", &told.chain, b", ", via.client.as_bytes(), b"\r\n"]);
+    }
+    put_field(out, b"x-forwarded-proto", told.proto.unwrap_or(if via.is_tls { b"https" } else { b"http" }));
+    put_field(out, b"x-forwarded-host", told.host.unwrap_or(head.host));
+    if takes_trailers {
+        put(out, &[b"te: trailers\r\n"]);
+    }
+    if head.expects_continue {
+        put(out, &[b"expect: 100-continue\r\n"]);
+    }
+    if let Some(protocol) = head.upgrade {
+        put(out, &[b"connection: upgrade\r\nupgrade: ", protocol, b"\r\n"]);
+    }
+    put(out, &[b"\r\n"]);
+    Places { path, host }
+}
+
+/// What a client is told about its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// Nothing: it stays.
+    Silent,
+    /// It stays, which a client of HTTP/1.0 has to be told.
+    KeepAlive,
+    Close,
+    /// It changes its protocol.
+    Upgrade,
+}
+
+/// Which hosts are asked over TLS alone. Of two such fields the first counts (RFC 6797, 8.1).
+pub(super) const HSTS: &str = "strict-transport-security";
+
+/// Writes the head that a client of HTTP/1 gets. `length` is how the body is framed for it, `hsts` takes the place of the
+/// backend's own field, `date` is for a response that has none.
+pub(super) fn write_response(
+    head: &ResponseHead<'_, '_>,
+    length: Length,
+    after: After,
+    hsts: Option<&str>,
+    date: impl FnOnce(&mut Vec<u8>),
+    out: &mut Vec<u8>,
+) {
+    let status =
+        [b'0' + (head.status / 100 % 10) as u8, b'0' + (head.status / 10 % 10) as u8, b'0' + (head.status % 10) as u8];
+    put(out, &[b"HTTP/1.1 ", &status, b" ", head.reason, b"\r\n"]);
+    let has_date = put_response_fields(head, |name, value| {
+        if hsts.is_none() || !name.eq_ignore_ascii_case(HSTS) {
+            put_field(out, name.as_bytes(), value);
+        }
+    });
+    if let Some(hsts) = hsts {
+        put_field(out, HSTS.as_bytes(), hsts.as_bytes());
+    }
+    put_length(out, length);
+    if head.status >= 200 && !has_date {
+        date(out);
+    }
+    match after {
+        After::Silent => {}
+        After::KeepAlive => put(out, &[b"connection: keep-alive\r\n"]),
+        After::Close => put(out, &[b"connection: close\r\n"]),
+        After::Upgrade => put(out, &[b"connection: upgrade\r\nupgrade: ", head.upgrade.unwrap_or_default(), b"\r\n"]),
+    }
+    put(out, &[b"\r\n"]);
+}
+
+/// Gives `put` each field of a backend's response that a client may see, whatever it speaks; the body's length is not
+/// among them. Says whether there was a date.
+pub(in crate::proxy) fn put_response_fields(head: &ResponseHead<'_, '_>, mut put: impl FnMut(&str, &[u8])) -> bool {
+    let named = Named::of(head.fields);
+    let mut has_date = false;
+    for field in head.fields {
+        match known(field.name) {
+            Known::Other | Known::Forwarded | Known::Lookalike if named.has(field.name) => {}
+            Known::Connection
+            | Known::ContentLength
+            | Known::HopByHop
+            | Known::Te
+            | Known::TransferEncoding
+            | Known::Upgrade => {}
+            kind => {
+                has_date |= kind == Known::Date;
+                put(field.name, field.value);
+            }
+        }
+    }
+    has_date
+}
+
+/// Writes `name: value` and the line's end.
+pub(super) fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    put(out, &[name, b": ", value, b"\r\n"]);
+}
+
+fn put(out: &mut Vec<u8>, pieces: &[&[u8]]) {
+    for piece in pieces {
+        out.extend_from_slice(piece);
+    }
+}
+
+/// Says how long a body is: in our own digits, so that nobody reads the sender's in another way.
+fn put_length(out: &mut Vec<u8>, length: Length) {
+    match length {
+        Length::None | Length::UntilClose => {}
+        Length::Known(length) => {
+            put(out, &[b"content-length: "]);
+            put_decimal(out, length);
+            put(out, &[b"\r\n"]);
+        }
+        Length::Chunked => put(out, &[b"transfer-encoding: chunked\r\n"]),
+    }
+}
+
+/// Writes a number in decimal digits.
+pub(super) fn put_decimal(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// The fields that `Connection` names besides those that are known.
+struct Named<'b>(Vec<&'b [u8]>);
+
+impl<'b> Named<'b> {
+    fn of(fields: &[Field<'b>]) -> Self {
+        let connection = fields.iter().filter(|field| known(field.name) == Known::Connection);
+        let is_usual = |token: &&[u8]| {
+            [&b"keep-alive"[..], b"close", b"upgrade"].iter().any(|usual| token.eq_ignore_ascii_case(usual))
+        };
+        Self(connection.flat_map(|field| tokens(field.value)).filter(|token| !is_usual(token)).collect())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
+
+/// Whether a field may stand in trailers: not what frames, routes or authorizes a message, nor what was decided by
+/// when it began (RFC 9110, 6.5.1).
+pub(super) fn may_trail(name: &str) -> bool {
+    const NEVER: [&str; 28] = [
+        "age",
+        "allow",
+        "cache-control",
+        "content-encoding",
+        "content-location",
+        "content-range",
+        "content-type",
+        "expires",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "location",
+        "max-forwards",
+        "pragma",
+        "proxy-authentication-info",
+        "range",
+        "referer",
+        "retry-after",
+        "trailer",
+        "vary",
+        "via",
+        "warning",
+        "www-authenticate",
+        "authentication-info",
+        "alt-svc",
+        "content-disposition",
+    ];
+    known(name) == Known::Other && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::MaybeUninit;
+
+    use crate::proxy::http1::head::{HeadLimits, parse_request, parse_response};
+
+    fn rewritten(fields: &str, is_trusted: bool) -> String {
+        let limits = HeadLimits { header_bytes: 8000, header_fields: 100, target_bytes: 100 };
+        let text = format!("POST http://a?q HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        let mut room = [const { MaybeUninit::uninit() }; 100];
+        let head = parse_request(text.as_bytes(), &mut room, &limits, false).unwrap();
+        let mut out = Vec::new();
+        let places = write_request(&head, &Via { client: "10.0.0.2", is_trusted, is_tls: false }, &mut out);
+        assert_eq!(&out[places.path.0..places.path.1], b"/?q");
+        assert_eq!(&out[places.host.0..places.host.1], b"a");
+        let text = String::from_utf8(out).unwrap();
+        let text = text.strip_prefix("POST /?q HTTP/1.1\r\nhost: a\r\n").unwrap();
+        let mut lines: Vec<String> =
+            text.lines().map(str::to_ascii_lowercase).filter(|line| !line.is_empty()).collect();
+        lines.sort_unstable();
+        lines.join("|")
+    }
+
+    #[test]
+    fn a_client_cannot_have_what_matters_dropped() {
+        let left = rewritten(
+            "Connection: close, X-Secret, authorization, host, x-forwarded-for, cookie, content-length, te\r\n\
+             X-Secret: 1\r\nAuthorization: 2\r\nCookie: 3\r\nTE: gzip, trailers\r\nX_Forwarded_For: 4\r\n\
+             X-Forwarded-Server: 5\r\nForwarded: 6\r\nX-Real-IP: 7\r\nProxy: 8\r\nKeep-Alive: 9\r\n\
+             Proxy-Connection: 10\r\nContent-Length: 0011\r\nContent_Length: 3\r\nTransfer_Encoding: chunked\r\n\
+             Content.Length: 3\r\nTransfer--Encoding: chunked\r\nTransfer-Encodings: x\r\n\
+             X-Forwarded: 12\r\nXyForwarded-By: 13",
+            false,
+        );
+        let expected = "authorization: 2|content-length: 11|cookie: 3|te: trailers|transfer-encodings: x|\
+                        x-forwarded-for: 10.0.0.2|x-forwarded-host: a|x-forwarded-proto: http|x-forwarded: 12|xyforwarded-by: 13";
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_added_to() {
+        let fields = "X-Forwarded-For: 1.2.3.4\r\nx-forwarded-for: 5.6.7.8, 10.0.0.1\r\nX-Forwarded-Proto: https\r\n\
+                      X-Forwarded-Host: shop.example\r\nX-Real-IP: 7.7.7.7";
+        assert_eq!(
+            rewritten(fields, true),
+            "x-forwarded-for: 1.2.3.4, 5.6.7.8, 10.0.0.1, 10.0.0.2|x-forwarded-host: shop.example|\
+             x-forwarded-proto: https"
+        );
+        let own = "x-forwarded-for: 10.0.0.2|x-forwarded-host: a|x-forwarded-proto: http";
+        assert_eq!(rewritten(fields, false), own);
+        assert_eq!(rewritten(&format!("X-Forwarded-For: {}", "1.1.1.1, ".repeat(200)), true), own);
+        assert_eq!(rewritten("X-Forwarded-Proto: gopher", true), own);
+    }
+
+    #[test]
+    fn a_request_says_how_its_body_and_its_connection_go_on() {
+        let said = |fields| rewritten(fields, false).split("|x-forwarded-for").next().unwrap().to_owned();
+        assert_eq!(said("Transfer-Encoding: CHUNKED"), "transfer-encoding: chunked");
+        assert_eq!(said("Expect: 100-Continue\r\nContent-Length: 1"), "content-length: 1|expect: 100-continue");
+        assert_eq!(said("Connection: x, upgrade\r\nUpgrade: websocket"), "connection: upgrade|upgrade: websocket");
+    }
+
+    fn answered(head: &str, length: Length, after: After) -> String {
+        let mut room = [const { MaybeUninit::uninit() }; 100];
+        let head = parse_response(head.as_bytes(), &mut room).unwrap();
+        let mut out = Vec::new();
+        write_response(&head, length, after, None, |out| out.extend_from_slice(b"date: now\r\n"), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_client_sees_nothing_of_the_connection_behind() {
+        let head = "HTTP/1.0 200 Fine\r\nContent-Length: 02\r\nConnection: x-hop, set-cookie\r\nX-Hop: 1\r\n\
+                    Keep-Alive: timeout=5\r\nProxy-Authenticate: x\r\nUpgrade: h2c\r\nDate: then\r\nSet-Cookie: a\r\n\
+                    Set-Cookie: b\r\nTE: x\r\n\r\n";
+        assert_eq!(
+            answered(head, Length::Known(2), After::Silent),
+            "HTTP/1.1 200 Fine\r\nDate: then\r\nSet-Cookie: a\r\nSet-Cookie: b\r\ncontent-length: 2\r\n\r\n"
+        );
+        assert_eq!(
+            answered("HTTP/1.1 404\r\n\r\n", Length::Chunked, After::Close),
+            "HTTP/1.1 404 \r\ntransfer-encoding: chunked\r\ndate: now\r\nconnection: close\r\n\r\n"
+        );
+        assert_eq!(
+            answered("HTTP/1.1 101 Go\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", Length::None, After::Upgrade),
+            "HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn lists_are_read_without_their_empty_members() {
+        let read =
+            |list: &'static str| tokens(list.as_bytes()).map(|it| std::str::from_utf8(it).unwrap()).collect::<Vec<_>>();
+        assert_eq!(read(" a ,, b\t,c,"), ["a", "b", "c"]);
+        assert!(read(" , ,").is_empty() && read("").is_empty());
+    }
+
+    #[test]
+    fn numbers_are_written_in_digits() {
+        for number in [0, 7, 10, 12345, u64::MAX] {
+            let mut out = Vec::new();
+            put_decimal(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
+        }
+    }
+}
