@@ -28,6 +28,9 @@ pub enum Protocol {
     Tcp,
     /// Datagrams.
     Udp,
+    // Last, since it travels by its place in this list.
+    /// Bytes, connection by connection, over TLS.
+    Tls,
 }
 
 /// What a listen port is opened as. Two offers share a port only within one transport.
@@ -35,7 +38,7 @@ pub enum Protocol {
 pub enum Transport {
     /// Requests, routed by host and path.
     Http,
-    /// Connections, routed by port alone.
+    /// Connections, routed by port, and by the name that a TLS client asks for.
     Tcp,
     /// Datagram flows, routed by port alone.
     Udp,
@@ -43,7 +46,7 @@ pub enum Transport {
 
 impl Protocol {
     /// All of them, in the order in which people list them.
-    pub const ALL: [Self; 5] = [Self::Http, Self::Https, Self::H2c, Self::Tcp, Self::Udp];
+    pub const ALL: [Self; 6] = [Self::Http, Self::Https, Self::H2c, Self::Tcp, Self::Tls, Self::Udp];
 
     /// The word for it in configurations.
     #[must_use]
@@ -53,8 +56,15 @@ impl Protocol {
             Self::Https => "https",
             Self::H2c => "h2c",
             Self::Tcp => "tcp",
+            Self::Tls => "tls",
             Self::Udp => "udp",
         }
+    }
+
+    /// Whether it is spoken inside TLS.
+    #[must_use]
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Tls)
     }
 
     /// What the balancer's listen port is opened as.
@@ -62,7 +72,7 @@ impl Protocol {
     pub fn transport(self) -> Transport {
         match self {
             Self::Http | Self::Https | Self::H2c => Transport::Http,
-            Self::Tcp => Transport::Tcp,
+            Self::Tcp | Self::Tls => Transport::Tcp,
             Self::Udp => Transport::Udp,
         }
     }
@@ -80,7 +90,7 @@ impl FromStr for Protocol {
         Self::ALL
             .into_iter()
             .find(|protocol| protocol.as_str() == text)
-            .ok_or_else(|| format!("protocol {text:?} is not known: use http, https, h2c, tcp or udp"))
+            .ok_or_else(|| format!("protocol {text:?} is not known: use http, https, h2c, tcp, tls or udp"))
     }
 }
 
@@ -128,9 +138,10 @@ pub struct App {
     pub port: Port,
     /// The port at which balancers serve it.
     pub listen: Port,
-    /// The hosts it is for, sorted and each once; none: any host. Empty for `tcp` and `udp`.
+    /// The hosts it is for, sorted and each once; none: any host. For `tcp` those that a TLS client asks for by name.
+    /// Empty for `tls` and `udp`.
     pub domains: Vec<DomainPattern>,
-    /// The path prefix it is for; `/` for `tcp` and `udp`.
+    /// The path prefix it is for; `/` for `tcp`, `tls` and `udp`.
     pub path: PathPrefix,
     /// Its share of the pool.
     pub weight: Weight,
@@ -209,13 +220,21 @@ impl Offer {
 impl App {
     /// Sorts the domains and drops doubles; takes away what has no meaning for the transport.
     pub fn normalize(&mut self) {
-        if self.protocol.transport() == Transport::Http {
+        if self.has_domains() {
             self.domains.sort_unstable();
             self.domains.dedup();
         } else {
             self.domains.clear();
+        }
+        if self.protocol.transport() != Transport::Http {
             self.path = PathPrefix::root();
         }
+    }
+
+    /// Whether it may be for some hosts alone: clients of the others name none.
+    #[must_use]
+    pub fn has_domains(&self) -> bool {
+        self.protocol == Protocol::Tcp || self.protocol.transport() == Transport::Http
     }
 }
 
@@ -234,6 +253,29 @@ mod tests {
             weight: Weight::default(),
             policy: None,
         }
+    }
+
+    #[test]
+    fn what_travels_keeps_its_place() {
+        // As all nodes know it: another order, or a field in between, and a cluster of two versions falls apart.
+        let numbers = |protocol: Protocol| postcard::to_allocvec(&protocol).unwrap();
+        let all = [Protocol::Http, Protocol::Https, Protocol::H2c, Protocol::Tcp, Protocol::Udp, Protocol::Tls];
+        assert_eq!(all.map(numbers), [[0], [1], [2], [3], [4], [5]]);
+        let golden = b"\x03web\x00\x90\x3f\x50\x01\x0bexample.com\x01/\x64\x00";
+        assert_eq!(postcard::to_allocvec(&app("web")).unwrap(), golden);
+    }
+
+    #[test]
+    fn what_has_no_meaning_for_a_protocol_is_taken_away() {
+        let normal = |protocol| {
+            let mut app = App { protocol, path: "/x".parse().unwrap(), ..app("a") };
+            app.normalize();
+            (app.domains.len(), app.path.to_string())
+        };
+        assert_eq!(normal(Protocol::Https), (1, "/x".to_owned()));
+        assert_eq!(normal(Protocol::Tcp), (1, "/".to_owned()));
+        assert_eq!(normal(Protocol::Tls), (0, "/".to_owned()));
+        assert_eq!(normal(Protocol::Udp), (0, "/".to_owned()));
     }
 
     #[test]

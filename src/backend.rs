@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::Protocol;
 use crate::member::NodeId;
-use crate::name::{NodeName, Weight};
+use crate::name::{Hostname, NodeName, Weight};
 
 /// The load of one application at one address, as this balancer knows it. Lives as long as the address does, and
 /// through a suspicion; an address whose node was down begins anew.
@@ -98,6 +98,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// How it is spoken to.
     pub protocol: Protocol,
+    /// If it speaks TLS, the first host that its application is for by name: its certificate may be for that too.
+    pub domain: Option<Hostname>,
     /// Its share of the pool.
     pub weight: Weight,
     /// What this balancer sends there.
@@ -106,8 +108,8 @@ pub struct Backend {
 
 impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
-        (self.node, self.address, self.protocol, self.weight)
-            == (other.node, other.address, other.protocol, other.weight)
+        (self.node, self.address, self.protocol, &self.domain, self.weight)
+            == (other.node, other.address, other.protocol, &other.domain, other.weight)
             && Arc::ptr_eq(&self.load, &other.load)
     }
 }

@@ -61,7 +61,7 @@ INT and TERM let open requests finish, then leave the cluster; HUP reads the con
     #[command(after_help = "\
 SPEC is NAME:PORT[/PROTOCOL][,key=value]...
   PORT       where the application runs on this machine
-  PROTOCOL   http (default), https (TLS to the backend), h2c, tcp or udp
+  PROTOCOL   http (default), https (TLS to the backend), h2c, tcp, tls (TCP, TLS to the backend) or udp
   listen     port at which the balancers serve it (80; for tcp and udp the same as PORT)
   domain     host it is for; may be repeated; *.example.com is fine; none: any host
   path       path it is for, with all below (/)

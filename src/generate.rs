@@ -33,6 +33,7 @@ use certificate::CertificateNames;
 use model::Environment;
 use pace::Pace;
 
+pub use crate::certificate::Certificate;
 pub use model::Model;
 pub use template::{Template, TemplateError};
 
@@ -62,15 +63,6 @@ pub enum TemplateSource {
     NginxStream,
     /// A Tera template of the user's. The comment at the top of `templates/nginx.conf.tera` lists what it gets.
     File(PathBuf),
-}
-
-/// A certificate chain and its key, as paths to PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certificate {
-    /// The chain, the leaf first.
-    pub chain: PathBuf,
-    /// The leaf's private key.
-    pub key: PathBuf,
 }
 
 /// What can go wrong. Every message says where, and what to do.

@@ -16,7 +16,7 @@
 //!  meaning  config                   file, environment and flags as one checked value
 //!  rooms    seed  gossip  proxy  generate  health  command  admin       never name each other
 //!  pure     pool  balance            a roster in, pools out; a pool in, a backend out
-//!  leaves   name  app  member  backend  report  address  log  cli
+//!  leaves   name  app  member  backend  certificate  report  address  log  cli
 //! ```
 //!
 //! Two values cross rooms as state, each through one `watch`: [`member::Roster`] (who is there, offering what) and
@@ -43,6 +43,7 @@ pub mod admin;
 pub mod app;
 pub mod backend;
 pub mod balance;
+pub mod certificate;
 #[cfg(not(fuzzing))]
 pub mod cli;
 #[cfg(not(fuzzing))]

@@ -22,7 +22,7 @@ use crate::app::{App, AppState, PolicyName, Transport};
 use crate::backend::{Backend, Lease, Load, Standing};
 use crate::balance::Balancer;
 use crate::member::{Member, MemberState, NodeId, Reach, Roster};
-use crate::name::{AppName, DomainPattern, NodeName, PathPrefix, Port};
+use crate::name::{AppName, DomainPattern, Hostname, NodeName, PathPrefix, Port};
 
 /// How long a sign of life on the data path outweighs gossip and probes.
 pub const EVIDENCE: Duration = Duration::from_secs(1);
@@ -129,18 +129,42 @@ impl HttpRoutes {
     #[must_use]
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Pool>> {
         let exact = || self.exact.get(host)?.find(path);
-        let wildcard = || {
-            let mut rest = host;
-            while let Some((_, parent)) = rest.split_once('.') {
-                if let Some(pool) = self.wildcard.get(parent).and_then(|routes| routes.find(path)) {
-                    return Some(pool);
-                }
-                rest = parent;
-            }
-            None
-        };
+        let wildcard = || parents(host).find_map(|parent| self.wildcard.get(parent)?.find(path));
         exact().or_else(wildcard).or_else(|| self.any.find(path))
     }
+}
+
+/// The routes of one TCP listen port.
+#[derive(Debug, Default)]
+pub struct TcpRoutes {
+    /// By the name that a TLS client asks for.
+    pub exact: HashMap<String, Arc<Pool>>,
+    /// Wildcards by what follows the `*.`; the longest match wins.
+    pub wildcard: HashMap<String, Arc<Pool>>,
+    /// For everybody else.
+    pub any: Option<Arc<Pool>>,
+}
+
+impl TcpRoutes {
+    /// Whether it takes a client's first words to know its route.
+    #[must_use]
+    pub fn is_by_name(&self) -> bool {
+        !self.exact.is_empty() || !self.wildcard.is_empty()
+    }
+
+    /// The pool for a client that asks for this name (lower case, no final dot), or for none. An exact name beats a
+    /// wildcard beats any.
+    #[must_use]
+    pub fn find(&self, name: Option<&str>) -> Option<&Arc<Pool>> {
+        let exact = || self.exact.get(name?);
+        let wildcard = || parents(name?).find_map(|parent| self.wildcard.get(parent));
+        exact().or_else(wildcard).or(self.any.as_ref())
+    }
+}
+
+/// What a name lies below, the nearest first.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(name.split_once('.'), |(_, parent)| parent.split_once('.')).map(|(_, parent)| parent)
 }
 
 /// What stands behind one listen port.
@@ -148,8 +172,8 @@ impl HttpRoutes {
 pub enum PortRoutes {
     /// Requests by host and path.
     Http(Arc<HttpRoutes>),
-    /// Connections, all to one pool.
-    Tcp(Arc<Pool>),
+    /// Connections, to one pool or by the name that a TLS client asks for.
+    Tcp(Arc<TcpRoutes>),
     /// Datagram flows, all to one pool.
     Udp(Arc<Pool>),
 }
@@ -161,7 +185,7 @@ pub struct Route {
     pub listen: Port,
     /// What that port is opened as.
     pub transport: Transport,
-    /// The host; none: any. None for TCP and UDP.
+    /// The host; none: any. None for UDP.
     pub domain: Option<DomainPattern>,
     /// The path prefix.
     pub path: PathPrefix,
@@ -398,6 +422,7 @@ impl<'a> Build<'a> {
             node_name: node_name.clone(),
             address,
             protocol: app.protocol,
+            domain: app.domains.iter().find_map(exact).filter(|_| app.protocol.is_tls()).cloned(),
             weight: app.weight,
             load,
         }))
@@ -521,9 +546,16 @@ impl<'a> Build<'a> {
     }
 }
 
+fn exact(domain: &DomainPattern) -> Option<&Hostname> {
+    match domain {
+        DomainPattern::Exact(name) => Some(name),
+        DomainPattern::Wildcard(_) => None,
+    }
+}
+
 /// Each host and path that an application claims. A final slash means nothing: `/api` and `/api/` are one route.
 fn places(app: &App) -> Vec<(Option<DomainPattern>, PathPrefix)> {
-    if app.protocol.transport() != Transport::Http {
+    if !app.has_domains() {
         return vec![(None, PathPrefix::root())];
     }
     let path = app.path.as_str().trim_end_matches('/').parse().unwrap_or_else(|_| PathPrefix::root());
@@ -535,11 +567,19 @@ fn places(app: &App) -> Vec<(Option<DomainPattern>, PathPrefix)> {
 
 fn ports(routes: &[Route]) -> BTreeMap<(Port, bool), PortRoutes> {
     let mut http: BTreeMap<Port, HttpRoutes> = BTreeMap::new();
+    let mut tcp: BTreeMap<Port, TcpRoutes> = BTreeMap::new();
     let mut ports = BTreeMap::new();
     for route in routes {
         match route.transport {
             Transport::Tcp => {
-                ports.insert((route.listen, false), PortRoutes::Tcp(Arc::clone(&route.pool)));
+                let (table, pool) = (tcp.entry(route.listen).or_default(), Arc::clone(&route.pool));
+                match &route.domain {
+                    None => table.any = Some(pool),
+                    Some(DomainPattern::Exact(name)) => drop(table.exact.insert(name.as_str().to_owned(), pool)),
+                    Some(DomainPattern::Wildcard(parent)) => {
+                        table.wildcard.insert(parent.as_str().to_owned(), pool);
+                    }
+                }
             }
             Transport::Udp => {
                 ports.insert((route.listen, true), PortRoutes::Udp(Arc::clone(&route.pool)));
@@ -557,6 +597,7 @@ fn ports(routes: &[Route]) -> BTreeMap<(Port, bool), PortRoutes> {
             }
         }
     }
+    ports.extend(tcp.into_iter().map(|(listen, table)| ((listen, false), PortRoutes::Tcp(Arc::new(table)))));
     for (listen, mut table) in http {
         for paths in table.exact.values_mut().chain(table.wildcard.values_mut()).chain([&mut table.any]) {
             paths.0.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.as_str().trim_end_matches('/').len()));
@@ -572,7 +613,8 @@ fn route_key(route: &Route) -> RouteKey {
 
 fn describe((listen, transport, domain, path): &RouteKey) -> String {
     match (transport, domain) {
-        (Transport::Tcp, _) => format!("TCP port {listen}"),
+        (Transport::Tcp, None) => format!("TCP port {listen}"),
+        (Transport::Tcp, Some(domain)) => format!("{domain} on TCP port {listen}"),
         (Transport::Udp, _) => format!("UDP port {listen}"),
         (Transport::Http, Some(domain)) => format!("{domain}:{listen}{path}"),
         (Transport::Http, None) => format!("any host on port {listen}{path}"),
@@ -707,7 +749,7 @@ mod tests {
 
     fn tcp(pools: &Pools, number: u16) -> String {
         match pools.stream(port(number)) {
-            Some(PortRoutes::Tcp(pool)) => shown(pool),
+            Some(PortRoutes::Tcp(routes)) => routes.find(None).map_or_else(|| "nobody".to_owned(), |pool| shown(pool)),
             Some(_) => "not tcp".to_owned(),
             None => "nobody".to_owned(),
         }
@@ -1277,13 +1319,41 @@ mod tests {
     }
 
     #[test]
-    fn tcp_applications_have_no_hosts_whatever_their_offer_says() {
-        let odd = App {
-            domains: vec!["h.com".parse().unwrap(), "i.com".parse().unwrap()],
-            ..stream("t", Protocol::Tcp, 5000)
+    fn applications_whose_clients_name_no_host_have_none_whatever_their_offer_says() {
+        let domains = vec!["h.com".parse().unwrap(), "i.com".parse().unwrap()];
+        let odd = App { domains: domains.clone(), ..stream("t", Protocol::Tls, 5000) };
+        let pools_odd = pools(&[node(1, &[odd])]);
+        assert_eq!((pools_odd.routes.len(), tcp(&pools_odd, 5000)), (1, "t 1".to_owned()));
+        let odd = App { domains, ..stream("u", Protocol::Udp, 5000) };
+        assert_eq!(pools(&[node(1, &[odd])]).routes.len(), 1);
+    }
+
+    #[test]
+    fn tcp_applications_share_a_port_by_the_names_that_clients_ask_for() {
+        let named = |name: &str, domains: &[&str]| {
+            let domains = domains.iter().map(|domain| domain.parse().unwrap()).collect();
+            App { domains, ..stream(name, Protocol::Tcp, 5000) }
         };
-        let pools = pools(&[node(1, &[odd])]);
-        assert_eq!((pools.routes.len(), tcp(&pools, 5000)), (1, "t 1".to_owned()));
+        let apps = [named("exact", &["db.a.com"]), named("wide", &["*.a.com", "b.com"])];
+        let by_name = pools(&[node(1, &apps)]);
+        let found = |pools: &Pools, name: Option<&str>| match pools.stream(port(5000)) {
+            Some(PortRoutes::Tcp(routes)) => routes.find(name).map(|pool| shown(pool)).unwrap_or_default(),
+            _ => "not tcp".to_owned(),
+        };
+        assert_eq!(found(&by_name, Some("db.a.com")), "exact 1");
+        assert_eq!(found(&by_name, Some("x.y.a.com")), "wide 1");
+        assert_eq!(found(&by_name, Some("b.com")), "wide 1");
+        for nobody in [Some("a.com"), Some("x.b.com"), None] {
+            assert_eq!(found(&by_name, nobody), "", "{nobody:?}");
+        }
+        let with_any = next(&by_name, &[node(1, &apps), node(2, &[stream("any", Protocol::Tcp, 5000)])]);
+        assert_eq!(found(&with_any, Some("db.a.com")), "exact 1");
+        assert_eq!((found(&with_any, Some("c.com")), found(&with_any, None)), ("any 2".to_owned(), "any 2".to_owned()));
+        let clash = next(&by_name, &[node(1, &apps), node(2, &[named("late", &["b.com"])])]);
+        assert_eq!(refused(&clash), ["2 late: b.com on TCP port 5000 belongs to application wide"]);
+        assert!(matches!(with_any.stream(port(5000)), Some(PortRoutes::Tcp(routes)) if routes.is_by_name()));
+        let alone = pools(&[node(1, &[stream("any", Protocol::Tcp, 5000)])]);
+        assert!(matches!(alone.stream(port(5000)), Some(PortRoutes::Tcp(routes)) if !routes.is_by_name()));
     }
 
     #[test]

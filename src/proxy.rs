@@ -6,7 +6,7 @@
 //! how a request finds its backend.
 //!
 //! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
-//! TLS or HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
+//! HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
 
 mod accept;
 mod bell;
@@ -19,12 +19,14 @@ mod page;
 mod relay;
 mod stream;
 mod tcp;
+pub mod tls;
 mod tunnel;
 mod upstream;
 mod worker;
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{JoinHandle, available_parallelism};
 use std::time::Duration;
@@ -32,9 +34,11 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::certificate::Certificate;
+use crate::name::{Hostname, Port};
 use crate::pool::Pools;
 use crate::report::{ListenReport, ProxyCounters};
 use accept::Admission;
@@ -54,6 +58,9 @@ pub struct Proxy {
 struct Shared {
     config: ArcSwap<Config>,
     counters: Arc<ProxyCounters>,
+    tls: tls::Tls,
+    /// Woken when the settings have changed.
+    reconfigured: Notify,
     admission: Admission,
     /// Changes when pools are published and their loads have been told.
     told: watch::Sender<()>,
@@ -67,7 +74,7 @@ impl Proxy {
     /// Starts the workers and the task that follows the pools. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When a worker's thread or runtime cannot be made.
+    /// When a certificate is not as it must be, or a worker's thread or runtime cannot be made.
     pub fn start(
         config: Config,
         pools: watch::Receiver<Arc<Pools>>,
@@ -78,6 +85,8 @@ impl Proxy {
             some => some,
         };
         let shared = Arc::new(Shared {
+            tls: tls::Tls::new(&config)?,
+            reconfigured: Notify::new(),
             admission: Admission::new(config.limits.connections),
             config: ArcSwap::from_pointee(config),
             counters,
@@ -101,6 +110,17 @@ impl Proxy {
         self.listeners.clone()
     }
 
+    /// Reads the certificates that `config` names, for clients and to judge backends by. The next handshakes use them;
+    /// connections that are open stay as they are.
+    ///
+    /// # Errors
+    /// When one of them is not as it must be; those in use stay in use then.
+    pub fn reload_certificates(&self, config: &Config) -> Result<(), tls::TlsError> {
+        self.shared.tls.reload(config)?;
+        self.shared.reconfigured.notify_one();
+        Ok(())
+    }
+
     /// Takes over the settings that may change while running: what becomes of connections whose backend is gone,
     /// deadlines and limits. What is open keeps the deadlines it began with. Addresses to bind and the number of
     /// workers stay as they were at the start.
@@ -108,6 +128,7 @@ impl Proxy {
         let old = self.shared.config.load_full();
         self.shared.admission.set_limit(config.limits.connections);
         self.shared.config.store(Arc::new(Config { bind: old.bind.clone(), workers: old.workers, ..config }));
+        self.shared.reconfigured.notify_one();
     }
 
     /// Closes the listen ports, lets what is open finish until `deadline` has passed, then ends it. Returns how many
@@ -141,6 +162,12 @@ pub struct Config {
     pub on_removal: OnRemoval,
     /// Whose `X-Forwarded-…` are believed and added to; everybody else's are replaced.
     pub trusted_proxies: Vec<IpNet>,
+    /// Certificates for clients, in order of preference. With any, HTTP ports but one speak TLS.
+    pub certificates: Vec<Certificate>,
+    /// What follows from there being certificates.
+    pub https: Https,
+    /// How backends with TLS prove who they are.
+    pub backend_tls: BackendTls,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -154,9 +181,50 @@ impl Default for Config {
             workers: 0,
             on_removal: OnRemoval::default(),
             trusted_proxies: Vec::new(),
+            certificates: Vec::new(),
+            https: Https::default(),
+            backend_tls: BackendTls::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }
+    }
+}
+
+/// What follows from there being certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Https {
+    /// Whether requests at `clear_port` that have no route there are led to `tls_port`.
+    pub redirect: bool,
+    /// What `Strict-Transport-Security` says in every answer over TLS; none: it is not there.
+    pub hsts: Option<String>,
+    /// The HTTP port that never speaks TLS: 80 but in tests.
+    pub clear_port: Port,
+    /// Where requests are led: 443 but in tests.
+    pub tls_port: Port,
+}
+
+impl Default for Https {
+    fn default() -> Self {
+        let [clear_port, tls_port] = const { [Port::new(80).unwrap(), Port::new(443).unwrap()] };
+        Self { redirect: true, hsts: None, clear_port, tls_port }
+    }
+}
+
+/// How backends with TLS prove who they are (`[lb.backend-tls]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendTls {
+    /// Whether they must at all.
+    pub verify: bool,
+    /// A PEM file of authorities, or of the backends' own certificates; none: the authorities that this machine knows.
+    pub ca: Option<PathBuf>,
+    /// The name that all their certificates are for; none: each for its application's first domain, its node's name or
+    /// its node's address.
+    pub server_name: Option<Hostname>,
+}
+
+impl Default for BackendTls {
+    fn default() -> Self {
+        Self { verify: true, ca: None, server_name: None }
     }
 }
 

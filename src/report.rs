@@ -89,6 +89,12 @@ pub struct ProxyCounters {
     pub connections_closed: Counter,
     /// Accepts that failed (no file descriptors left, for one).
     pub accept_failures: Counter,
+    /// TLS handshakes with clients that were finished.
+    pub tls_handshakes: Counter,
+    /// Those of them that went on with an earlier session.
+    pub tls_resumed: Counter,
+    /// TLS handshakes with clients that failed: no TLS, nothing in common, too slow, too many at once.
+    pub tls_failures: Counter,
     /// Client connections closed because the pool was empty (TCP).
     pub empty_pool: Counter,
     /// HTTP requests taken.

@@ -560,7 +560,7 @@ fn a_wrong_spec_is_told_part_by_part() {
         ("web:70000", "port: expected a port"),
         (":80", "name: application name \"\" is not valid"),
         ("Web:80", "name: application name \"Web\" is not valid"),
-        ("web:80/", "protocol: protocol \"\" is not known: use http, https, h2c, tcp or udp"),
+        ("web:80/", "protocol: protocol \"\" is not known: use http, https, h2c, tcp, tls or udp"),
         ("web:80/htpp", "protocol: protocol \"htpp\" is not known"),
         ("web:80,", "\"\" is no key=value"),
         ("web:80,tcp", "\"tcp\" is no key=value"),
@@ -574,8 +574,8 @@ fn a_wrong_spec_is_told_part_by_part() {
         ("web:80,weight=0", "weight: expected a whole number from 1 to 1000, found \"0\""),
         ("web:80,health=up", "health: expected a path like \"/up\", or \"tcp\""),
         ("web:80,address=localhost", "address: expected an IP address"),
-        ("db:1/tcp,domain=a.com", "a tcp or udp application is found by its listen port alone: take domains away"),
-        ("db:1/tcp,path=/", "a tcp or udp application is found by its listen port alone: take path away"),
+        ("db:1/tls,domain=a.com", "clients of a tls application speak no TLS themselves, so that they name no host"),
+        ("db:1/tcp,path=/", "a tcp application has no paths: take path away"),
         ("dns:1/udp,health=tcp", "a udp application has no health check"),
     ] {
         let wrong = etc.load(&Typed::apps(&[spec]), Purpose::Run(Role::Backend)).unwrap_err();

@@ -4,10 +4,12 @@
 mod oracle;
 #[path = "generate/support.rs"]
 mod support;
+#[path = "support/tls.rs"]
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, ErrorKind, Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -372,6 +374,41 @@ fn tcp_and_udp_pass_through_nginx() {
     running.publish(pools(vec![draining(offer())]));
     expect_tcp("");
     assert_eq!(running.report().error, None);
+}
+
+#[test]
+fn tls_clients_reach_tcp_applications_by_name_through_nginx() {
+    let nginx = Nginx::start();
+    let authority = tls::Authority::new();
+    let sites = ["one", "two"].map(|name| authority.site(name, &["x.example"]));
+    let listen = free_port();
+    let served = |at: usize| {
+        let (listener, config) = (TcpListener::bind("127.0.0.1:0").unwrap(), sites[at].server());
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let mut stream = tls::served(stream, &config);
+                let _ = stream.write_all(b"hello").and_then(|()| stream.flush());
+            }
+        });
+        port
+    };
+    let named = |name: &str, at: usize, domains: &[&str]| {
+        let domains = domains.iter().map(|domain| domain.parse().unwrap()).collect();
+        App { domains, ..app(name, Protocol::Tcp, served(at), listen) }
+    };
+    let long = format!("{}.example", "a".repeat(63));
+    // Words that nginx's map takes for its own.
+    let apps = vec![named("one", 0, &["include", "default", "news.example", &long]), named("two", 1, &["*.example"])];
+    let running = Running::start(nginx.config(TemplateSource::NginxStream), pools(vec![member(1, "127.0.0.1", apps)]));
+    let address = ([127, 0, 0, 1], listen).into();
+    let met = |name: &str| tls::connect(address, &tls::any_client(), Some(name)).map(|stream| tls::leaf(&stream));
+    eventually("it serves", || met("news.example").map(drop).map_err(|error| error.kind()));
+    assert_eq!(running.report().error, None);
+    for (name, site) in [("include", 0), ("default", 0), ("news.example", 0), (long.as_str(), 0), ("x.y.example", 1)] {
+        assert_eq!(met(name).unwrap(), sites[site].leaf, "{name}");
+    }
+    assert!(met("nobody.test").is_err());
 }
 
 #[test]
@@ -997,7 +1034,15 @@ fn golden_tls() {
 
 #[test]
 fn golden_stream() {
-    let mut apps = vec![app("db", Protocol::Tcp, 5432, 5432), app("dns", Protocol::Udp, 5353, 5300)];
+    let mut apps = vec![
+        app("db", Protocol::Tcp, 5432, 5432),
+        app("dns", Protocol::Udp, 5353, 5300),
+        app("mail", Protocol::Tls, 465, 4650),
+        App { domains: vec!["*.example.com".parse().unwrap()], ..app("vault", Protocol::Tcp, 8200, 8443) },
+        App { domains: vec!["example.com".parse().unwrap()], ..app("web", Protocol::Tcp, 8443, 8443) },
+        app("rest", Protocol::Tcp, 8444, 8443),
+    ];
+    apps.sort();
     apps[0].policy = Some(PolicyName::LeastConnections);
     let all = pools(vec![
         member(1, "10.0.0.1", apps.clone()),

@@ -6,7 +6,7 @@
 //!  3 meaning  config
 //!  2 rooms    seed gossip proxy generate health command admin     never name each other
 //!  1 pure     pool, and below it balance
-//!  0 leaves   name app member backend report address log cli
+//!  0 leaves   name app member backend certificate report address log cli
 //! ```
 
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("app", 0),
     ("member", 0),
     ("backend", 0),
+    ("certificate", 0),
     ("report", 0),
     ("address", 0),
     ("log", 0),
@@ -45,6 +46,7 @@ const PURE: &[&str] = &[
     "app.rs",
     "member.rs",
     "backend.rs",
+    "certificate.rs",
     "report.rs",
     "pool.rs",
     "balance.rs",
@@ -69,6 +71,9 @@ const PURE: &[&str] = &[
     "gossip/replay.rs",
     "gossip/seal.rs",
     "generate/model.rs",
+    "proxy/tls/hello.rs",
+    "proxy/tls/names.rs",
+    "proxy/tls/refusal.rs",
     "proxy/http1/body.rs",
     "proxy/http1/chunked.rs",
     "proxy/http1/fields.rs",

@@ -61,10 +61,9 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Placed> {
     let policy = section.take_or("policy", None, |node| policy(node).map(Some));
     let health = health(&mut section, protocol);
     let is_found_by_port = protocol.is_some_and(|protocol| protocol.transport() != Transport::Http);
-    for key in ["domains", "path"] {
-        if is_found_by_port && section.was_given(key) {
-            let message = format!("a tcp or udp application is found by its listen port alone: take {key} away");
-            section.note(section.place(key), message);
+    for (key, message) in protocol.into_iter().flat_map(meaningless) {
+        if section.was_given(key) {
+            section.note(section.place(key), format!("{message}: take {key} away"));
         }
     }
     let place = section.own_place().clone();
@@ -85,6 +84,20 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Placed> {
     };
     app.normalize();
     Some((place, AppConfig { app, address: address?, health: health? }))
+}
+
+/// The keys that mean nothing for a protocol, and why.
+fn meaningless(protocol: Protocol) -> Vec<(&'static str, &'static str)> {
+    const BY_PORT: &str = "a udp application is found by its listen port alone";
+    match protocol {
+        Protocol::Http | Protocol::Https | Protocol::H2c => vec![],
+        Protocol::Tcp => vec![("path", "a tcp application has no paths")],
+        Protocol::Tls => vec![
+            ("domains", "clients of a tls application speak no TLS themselves, so that they name no host"),
+            ("path", "a tls application has no paths"),
+        ],
+        Protocol::Udp => vec![("domains", BY_PORT), ("path", BY_PORT)],
+    }
 }
 
 /// Every policy by its name.
@@ -278,6 +291,7 @@ fn route_clash((listen, transport, domain, path): RouteKey<'_>, app: &App, other
     let host = domain.map_or_else(|| "any host".to_owned(), ToString::to_string);
     let (route, remedy) = match transport {
         Transport::Http => (format!("{host}, port {listen}, path {path}/"), "domains, path or listen"),
+        Transport::Tcp if domain.is_some() => (format!("{host}, TCP port {listen}"), "domains or listen"),
         Transport::Tcp => (format!("TCP port {listen}"), "listen"),
         Transport::Udp => (format!("UDP port {listen}"), "listen"),
     };

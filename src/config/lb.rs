@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::generate::{self, Certificate, TemplateSource};
+use crate::certificate::Certificate;
+use crate::generate::{self, TemplateSource};
 use crate::name::DomainPattern;
 use crate::pool::{Allow, AllowRule, Rules};
-use crate::proxy::{self, Limits, OnRemoval, Timeouts};
+use crate::proxy::{self, BackendTls, Https, Limits, OnRemoval, Timeouts};
 
 use super::app::policy;
 use super::section::{Section, unknown};
@@ -52,8 +53,8 @@ impl LbConfig {
         // An empty list lets backends claim nothing; none at all is the default.
         let allow = if section.was_given("allow") { Allow { rules } } else { Allow::default() };
         let policy = section.take("policy", policy).unwrap_or_default();
-        let proxy = read_proxy(&mut section);
         let certificates = certificates(&mut section, is_to_run);
+        let proxy = proxy::Config { certificates: certificates.clone(), ..read_proxy(&mut section, is_to_run) };
         let generate = section.section("generate");
         let generate = read_generate(generate, mode, is_to_run, &certificates);
         section.finish();
@@ -67,7 +68,7 @@ impl LbConfig {
     }
 }
 
-fn read_proxy(section: &mut Section<'_>) -> proxy::Config {
+fn read_proxy(section: &mut Section<'_>, is_to_run: bool) -> proxy::Config {
     let default = proxy::Config::default();
     let removals = [("drain", OnRemoval::Drain), ("kill", OnRemoval::Kill)];
     let has_no_address = section.has_empty_list("bind");
@@ -87,9 +88,51 @@ fn read_proxy(section: &mut Section<'_>) -> proxy::Config {
         bind: if given.is_some() { bind } else { default.bind },
         workers: section.take("workers", |node| count(node, 0..=256)).unwrap_or(default.workers),
         on_removal: section.take("on-removal", |node| value::choice(node, &removals)).unwrap_or_default(),
+        certificates: default.certificates,
+        https: Https {
+            redirect: section.take("https-redirect", value::boolean).unwrap_or(default.https.redirect),
+            hsts: section.take("hsts", hsts),
+            ..default.https
+        },
+        backend_tls: read_backend_tls(section.section("backend-tls"), is_to_run),
         timeouts: read_timeouts(section.section("timeouts")),
         limits: read_limits(section.section("limits")),
     }
+}
+
+/// A time span, or the whole of what the field is to say.
+fn hsts(node: &Node) -> Result<String, String> {
+    const EXPECTED: &str = "a duration like \"2y\", or all of it like \"max-age=63072000; includeSubDomains\"";
+    const BYTES_MAX: usize = 256;
+    let given = value::text(node, EXPECTED)?;
+    let is_field = given.len() <= BYTES_MAX && given.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    if given.starts_with("max-age=") && is_field {
+        return Ok(given.to_owned());
+    }
+    match humantime::parse_duration(given) {
+        Ok(span) => Ok(format!("max-age={}", span.as_secs())),
+        Err(_) => Err(format!("expected {EXPECTED}, found {}", quote(given))),
+    }
+}
+
+fn read_backend_tls(mut section: Section<'_>, is_to_run: bool) -> BackendTls {
+    let file = |node: &Node| value::path(node).and_then(|path| if is_to_run { present(path) } else { Ok(path) });
+    let verify = [("on", true), ("off", false)];
+    let tls = BackendTls {
+        verify: section.take("verify", |node| value::choice(node, &verify)).unwrap_or(true),
+        ca: section.take("ca", file),
+        server_name: section.take("server-name", value::word),
+    };
+    if !tls.verify {
+        for key in ["ca", "server-name"] {
+            if section.was_given(key) {
+                let message = format!("verify is \"off\", so that {key} means nothing: take one of them away");
+                section.note(section.place(key), message);
+            }
+        }
+    }
+    section.finish();
+    tls
 }
 
 fn read_timeouts(mut section: Section<'_>) -> Timeouts {

@@ -32,6 +32,14 @@ pub(super) fn choice<T: Copy>(node: &Node, choices: &[(&str, T)]) -> Result<T, S
     chosen.map(|(_, meaning)| *meaning).ok_or_else(|| unknown(given, &words))
 }
 
+/// Yes or no.
+pub(super) fn boolean(node: &Node) -> Result<bool, String> {
+    match &node.value {
+        Value::Boolean(is) => Ok(*is),
+        other => Err(format!("expected true or false, found {}", other.describe())),
+    }
+}
+
 /// A whole number.
 pub(super) fn integer(node: &Node, range: RangeInclusive<i64>) -> Result<i64, String> {
     let number = match &node.value {

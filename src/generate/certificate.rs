@@ -3,12 +3,10 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-
+use crate::certificate::{self, Certificate};
 use crate::name::DomainPattern;
 
-use super::{Certificate, Error};
+use super::Error;
 
 /// A certificate's files and the names in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +48,7 @@ impl CertificateNames {
     #[must_use]
     pub fn covers(&self, domain: &DomainPattern) -> bool {
         let wanted = domain.to_string();
-        let parent = wanted.split_once('.').map(|(_, parent)| parent);
-        self.names.iter().any(|name| *name == wanted || name.strip_prefix("*.").is_some_and(|p| Some(p) == parent))
+        self.names.iter().any(|name| certificate::covers(name, &wanted))
     }
 }
 
@@ -69,9 +66,7 @@ fn literal_path(path: &Path) -> Result<PathBuf, Error> {
 }
 
 fn leaf_names(pem: &[u8]) -> Option<Vec<String>> {
-    let leaf = CertificateDer::pem_slice_iter(pem).next()?.ok()?;
-    let leaf = webpki::EndEntityCert::try_from(&leaf).ok()?;
-    Some(leaf.valid_dns_names().map(str::to_ascii_lowercase).collect())
+    certificate::read_chain(pem)?.first().map(certificate::dns_names)
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub struct Model {
     pub udp: Vec<StreamPort>,
     /// The bucket size that nginx needs for the longest server name; 0: its default will do.
     pub names_bucket_bytes: u32,
+    /// The same for the hosts of TCP ports.
+    pub stream_names_bucket_bytes: u32,
 }
 
 /// One set of backends.
@@ -54,7 +56,7 @@ pub struct PoolModel {
     pub transport: &'static str,
     /// `round-robin`, `random`, `least-connections`, `two-choices` or `hash`.
     pub policy: &'static str,
-    /// How its backends are spoken to: `http`, `https`, `h2c`, `tcp` or `udp`.
+    /// How its backends are spoken to: `http`, `https`, `h2c`, `tcp`, `tls` or `udp`.
     pub protocol: &'static str,
     /// Those that take new work, sorted by address.
     pub backends: Vec<BackendModel>,
@@ -134,6 +136,21 @@ pub struct StreamPort {
     pub app: String,
     /// The name of its pool; empty if no backend is ready.
     pub pool: String,
+    /// How the pool is spoken to: `tcp`, `tls` or `udp`; empty without one.
+    pub protocol: &'static str,
+    /// Those that are for clients that ask for a host by TLS's name of it; the others get the pool above. TCP alone.
+    pub names: Vec<StreamName>,
+}
+
+/// What the clients of a TCP port get that ask for one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StreamName {
+    /// The host, a wildcard as `*.example.com`.
+    pub name: String,
+    /// The application.
+    pub app: String,
+    /// The name of its pool; empty if no backend is ready.
+    pub pool: String,
 }
 
 /// The most that a weight of a `hash` pool is: nginx makes 160 points on its ring for each unit.
@@ -163,11 +180,15 @@ impl Model {
         let targets: Vec<Target> = routes.iter().map(|route| table.target(route)).collect();
         let http = http_ports(&routes, &targets, environment)?;
         let stream = |transport| stream_ports(&routes, &targets, transport);
+        let tcp = stream(Transport::Tcp);
         Ok(Self {
             ipv6: environment.ipv6,
             names_bucket_bytes: names_bucket_bytes(&http),
+            stream_names_bucket_bytes: bucket_bytes(
+                tcp.iter().flat_map(|port| &port.names).map(|name| name.name.len()),
+            ),
             http,
-            tcp: stream(Transport::Tcp),
+            tcp,
             udp: stream(Transport::Udp),
             pools: table.pools,
         })
@@ -333,8 +354,14 @@ fn stream_ports(routes: &[&Route], targets: &[Target], transport: Transport) -> 
     let mut ports: BTreeMap<u16, StreamPort> = BTreeMap::new();
     for (route, target) in routes.iter().zip(targets).filter(|(route, _)| route.transport == transport) {
         let listen = route.listen.get();
-        let port = || StreamPort { listen, app: target.app.clone(), pool: target.pool.clone() };
-        ports.entry(listen).or_insert_with(port);
+        let empty =
+            StreamPort { listen, app: target.app.clone(), pool: String::new(), protocol: "", names: Vec::new() };
+        let port = ports.entry(listen).or_insert(empty);
+        let Target { app, pool, protocol } = target.clone();
+        match &route.domain {
+            None => *port = StreamPort { app, pool, protocol, names: std::mem::take(&mut port.names), listen },
+            Some(domain) => port.names.push(StreamName { name: domain.to_string(), app, pool }),
+        }
     }
     ports.into_values().collect()
 }
@@ -497,8 +524,11 @@ fn trimmed(path: &PathPrefix) -> &str {
 
 /// nginx keeps a name in one bucket of its hash: a pointer, the length, the name, and a pointer that ends it.
 fn names_bucket_bytes(ports: &[HttpPort]) -> u32 {
-    let names = ports.iter().flat_map(|port| &port.servers).flat_map(|server| &server.names);
-    let longest = names.map(String::len).max().unwrap_or(0);
+    bucket_bytes(ports.iter().flat_map(|port| &port.servers).flat_map(|server| &server.names).map(String::len))
+}
+
+fn bucket_bytes(lengths: impl Iterator<Item = usize>) -> u32 {
+    let longest = lengths.max().unwrap_or(0);
     let needed = (longest + 2).next_multiple_of(8) + 16;
     match needed {
         0..=64 => 0,

@@ -6,7 +6,7 @@ use std::io::Write;
 use tera::{Context, ErrorKind, Tera};
 
 use super::TemplateSource;
-use super::model::{BackendModel, HttpPort, HttpServer, Location, Model, PoolModel, StreamPort};
+use super::model::{BackendModel, HttpPort, HttpServer, Location, Model, PoolModel, StreamName, StreamPort};
 
 /// The most bytes that a template may render to.
 pub const RENDERED_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -171,12 +171,21 @@ impl Write for Bounded {
 impl Model {
     fn empty_sample() -> Self {
         let (pools, http, tcp, udp) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { ipv6: false, pools, http, tcp, udp, names_bucket_bytes: 0 }
+        Self { ipv6: false, pools, http, tcp, udp, names_bucket_bytes: 0, stream_names_bucket_bytes: 0 }
     }
 
     /// One of everything, with and without backends.
     fn full_sample() -> Self {
-        let stream = |listen, pool: &str| StreamPort { listen, app: "db".to_owned(), pool: pool.to_owned() };
+        let stream = |listen, pool: &str| StreamPort {
+            listen,
+            app: "db".to_owned(),
+            pool: pool.to_owned(),
+            protocol: "tls",
+            names: vec![],
+        };
+        let name =
+            |name: &str, pool: &str| StreamName { name: name.to_owned(), app: "db".to_owned(), pool: pool.to_owned() };
+        let names = vec![name("*.example.com", "scrimp-5432-db-0"), name("example.com", "")];
         Self {
             ipv6: true,
             pools: vec![
@@ -185,9 +194,10 @@ impl Model {
                 sample_pool("scrimp-53-dns-0", "udp", "udp"),
             ],
             http: vec![sample_port(80, false), sample_port(443, true)],
-            tcp: vec![stream(5432, "scrimp-5432-db-0"), stream(5433, "")],
+            tcp: vec![stream(5432, "scrimp-5432-db-0"), stream(5433, ""), StreamPort { names, ..stream(5434, "") }],
             udp: vec![stream(53, "scrimp-53-dns-0"), stream(54, "")],
             names_bucket_bytes: 128,
+            stream_names_bucket_bytes: 128,
         }
     }
 }

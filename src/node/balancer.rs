@@ -119,12 +119,7 @@ impl Output {
                 Ok(Self::Generate(Box::new(generator), counters))
             }
             (Mode::Generate, None) => anyhow::bail!("lb.mode is generate, and lb.generate is missing"),
-            (Mode::Proxy, _) => {
-                if !config.lb.certificates.is_empty() {
-                    tracing::warn!("lb.certificate is used in generate mode alone: the proxy serves plain HTTP");
-                }
-                Ok(Self::Proxy)
-            }
+            (Mode::Proxy, _) => Ok(Self::Proxy),
         }
     }
 
@@ -156,7 +151,10 @@ impl Running {
     /// Takes over what may change while running; on an error nothing has changed.
     async fn reload(&mut self, old: &Config, new: &Config) -> Result<(), String> {
         match self {
-            Self::Proxy(proxy) => proxy.reconfigure(new.lb.proxy.clone()),
+            Self::Proxy(proxy) => {
+                proxy.reload_certificates(&new.lb.proxy).map_err(|error| error.to_string())?;
+                proxy.reconfigure(new.lb.proxy.clone());
+            }
             Self::Generate(generating) => {
                 if let Some(generate) = &new.lb.generate
                     && old.lb.mode == new.lb.mode

@@ -47,6 +47,11 @@ impl Admission {
         self.room.notify_waiters();
     }
 
+    /// How many may be open.
+    pub(super) fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     /// How many are open now.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Acquire)

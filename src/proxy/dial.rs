@@ -8,14 +8,16 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use super::Shared;
-use crate::backend::Lease;
+use super::stream::Stream;
+use crate::backend::{Backend, Lease};
 
 /// When a peer that is silent is asked whether it is still there, how often, and how many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// Connects to the backend of `lease` and counts what goes wrong, as the backend's failure if it is one.
-pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) -> io::Result<TcpStream> {
-    let result = connect(lease.backend().address, deadline).await;
+pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) -> io::Result<Stream> {
+    let opening = tokio::time::timeout(deadline, open(shared, lease.backend()));
+    let result = opening.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     if let Err(error) = &result {
         shared.counters.connect_failures.inc();
         if !is_ours(error) {
@@ -25,10 +27,17 @@ pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) 
     result
 }
 
-async fn connect(address: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
-    let stream = tokio::time::timeout(deadline, TcpStream::connect(address))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+async fn open(shared: &Shared, backend: &Backend) -> io::Result<Stream> {
+    let stream = connect(backend.address).await?;
+    if backend.protocol.is_tls() {
+        // Boxed, so that a connection without it does not carry room for it.
+        return Box::pin(shared.tls.connect(stream, backend)).await;
+    }
+    Ok(Stream::from(stream))
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
     // Where nobody listens, on this machine, a socket can meet itself.
     if stream.local_addr()? == address {
         return Err(io::ErrorKind::ConnectionRefused.into());

@@ -27,8 +27,8 @@ use super::http1::exchange::Exchange;
 use super::http1::fields::{Places, Via, write_request};
 use super::http1::head::{HOST_BYTES_MAX, Length, RequestHead, ResponseHead, normal_host, route_path};
 use super::page::Page;
-use super::stream::Stream;
 use super::tcp::is_full;
+use super::tls;
 use super::upstream::Upstream;
 use super::worker::Worker;
 use super::{Config, OnRemoval, dial};
@@ -90,13 +90,23 @@ impl Request {
         self.bytes.get(from..to).unwrap_or_default()
     }
 
+    /// Whether it asks for something and brings nothing.
+    pub(super) fn is_question(&self) -> bool {
+        self.is_head || self.bytes.starts_with(b"GET ")
+    }
+
+    /// The host that it is for: lower case, no port, no final dot.
+    fn host<'r>(&self, room: &'r mut [u8; HOST_BYTES_MAX]) -> Option<&'r str> {
+        normal_host(self.place(self.places.host), room)
+    }
+
     /// The pool it goes to by its host and path.
     fn route<'p>(&self, pools: &'p Pools, port: Port) -> Option<&'p Arc<Pool>> {
         let Some(PortRoutes::Http(routes)) = pools.stream(port) else {
             return None;
         };
         let path = std::str::from_utf8(self.place(self.places.path)).ok()?;
-        routes.find(normal_host(self.place(self.places.host), &mut [0; HOST_BYTES_MAX])?, route_path(path))
+        routes.find(self.host(&mut [0; HOST_BYTES_MAX])?, route_path(path))
     }
 }
 
@@ -183,6 +193,8 @@ pub(super) struct Client<'a> {
     pub(super) peer: SocketAddr,
     /// The listen port.
     pub(super) port: Port,
+    /// How it came.
+    pub(super) way: tls::Client,
 }
 
 /// Has a backend answer `request`.
@@ -191,6 +203,9 @@ pub(super) struct Client<'a> {
 /// The page that the client gets instead; nothing of a response has reached the front.
 pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request: &Request) -> Result<End, Page> {
     let worker = client.worker;
+    if !client.may_ask_for(request) {
+        return Err(Page::Misdirected);
+    }
     let mut changes_seen = worker.changes.rings();
     let mut pool = client.newest(request).ok_or(Page::NoRoute)?;
     if is_full(&pool, client.config.limits.app_connections) {
@@ -202,7 +217,7 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
     while reached < BACKENDS_MAX
         && let Some(lease) = pool.pick(client.peer, &tried)
     {
-        if lease.backend().protocol != Protocol::Http {
+        if !is_spoken(lease.backend().protocol) {
             failure = if reached == 0 { Page::Protocol } else { failure };
             tried.push(lease.backend().address);
             continue;
@@ -267,7 +282,31 @@ fn count_broken(client: &Client<'_>, lease: &Lease, miss: Miss) {
     }
 }
 
+/// Whether backends that want this protocol can be served.
+fn is_spoken(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Http | Protocol::Https)
+}
+
 impl Client<'_> {
+    /// Whether the host of a request is one for which its connection was made.
+    fn may_ask_for(&self, request: &Request) -> bool {
+        match self.way {
+            tls::Client::Plain => true,
+            tls::Client::Tls { .. } => request
+                .host(&mut [0; HOST_BYTES_MAX])
+                .is_some_and(|host| self.worker.shared.tls.covers(&self.way, host)),
+        }
+    }
+
+    /// Where a request that has no route here is to come again, if it is to.
+    pub(super) fn elsewhere(&self, request: &Request) -> Option<String> {
+        let path = std::str::from_utf8(request.place(request.places.path)).ok()?;
+        let mut room = [0; HOST_BYTES_MAX];
+        let host = request.host(&mut room)?;
+        let tls = &self.worker.shared.tls;
+        self.worker.with_pools(|pools| tls.redirect(self.config, pools, self.port, host, path))
+    }
+
     /// The pool that the request would go to now.
     fn newest(&self, request: &Request) -> Option<Arc<Pool>> {
         self.worker.with_pools(|pools| request.route(pools, self.port).cloned())
@@ -322,7 +361,7 @@ impl Attempt<'_> {
             None => connecting.as_mut().poll(cx).map(Result::ok),
         })
         .await
-        .map(|stream| Upstream::from(Stream::from(stream)))
+        .map(Upstream::from)
     }
 
     async fn send<F: Front>(&mut self, upstream: Upstream, front: &mut F) -> Result<Answered, Miss> {
@@ -364,7 +403,7 @@ impl Attempt<'_> {
     /// Whether another backend is in rotation to which a request can go.
     fn has_other(&self, pool: &Pool) -> bool {
         let is_tried = |at: &SocketAddr| *at == self.lease.backend().address || self.tried.contains(at);
-        let is_other = |backend: &Arc<Backend>| backend.protocol == Protocol::Http && !is_tried(&backend.address);
+        let is_other = |backend: &Arc<Backend>| is_spoken(backend.protocol) && !is_tried(&backend.address);
         !pool.is_last_resort && pool.backends.iter().any(is_other)
     }
 }

@@ -1,6 +1,6 @@
 //! Follows the pools: opens and closes listen ports, and hands both to the workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,9 +85,11 @@ impl Manager {
                     Err(_) => tokio::select! {
                         () = draining.cancelled() => break,
                         () = stop.cancelled() => break,
+                        () = self.shared.reconfigured.notified() => self.follow_places(),
                         () = sleep_until(again) => {}
                     },
                 },
+                () = self.shared.reconfigured.notified() => self.follow_places(),
                 () = sleep_until(again) => {}
             }
             self.open_places();
@@ -104,11 +106,19 @@ impl Manager {
         let last = self.pools.send_replace(Arc::clone(&next));
         last.tell_loads(&next);
         self.shared.told.send_replace(());
-        let wanted = |port: Port| next.ports.contains_key(&(port, false));
-        self.places.retain(|(port, _), _| wanted(*port));
-        let bind = self.shared.config.load().bind.clone();
-        for (port, _) in next.ports.keys().filter(|(_, is_udp)| !is_udp) {
-            for ip in &bind {
+        self.follow_places();
+    }
+
+    /// Makes a place of each port that is wanted, at each address.
+    fn follow_places(&mut self) {
+        let pools = Arc::clone(&self.pools.borrow());
+        let config = self.shared.config.load_full();
+        let standing = self.shared.tls.standing_port(&config, &pools);
+        let wanted: BTreeSet<Port> =
+            pools.ports.keys().filter(|(_, is_udp)| !is_udp).map(|(port, _)| *port).chain(standing).collect();
+        self.places.retain(|(port, _), _| wanted.contains(port));
+        for port in &wanted {
+            for ip in &config.bind {
                 self.places.entry((*port, SocketAddr::new(*ip, port.get()))).or_insert_with(|| Place::Failed {
                     reason: String::new(),
                     again: Instant::now(),
@@ -178,18 +188,19 @@ impl Manager {
             return Vec::new();
         }
         let pools = self.pools.borrow();
-        pools.ports.iter().map(|((port, _), routes)| self.report(*port, routes)).collect()
+        let claimed = pools.ports.iter().map(|((port, _), routes)| (*port, transport(routes)));
+        let standing = self.shared.tls.standing_port(&self.shared.config.load(), &pools);
+        let all = claimed.chain(standing.map(|port| (port, Transport::Http)));
+        let mut reports: Vec<ListenReport> = all.map(|(port, transport)| self.report(port, transport)).collect();
+        reports.sort_by_key(|report| report.port);
+        reports
     }
 
-    fn report(&self, port: Port, routes: &PortRoutes) -> ListenReport {
-        let transport = match routes {
-            PortRoutes::Http(_) => Transport::Http,
-            PortRoutes::Tcp(_) => Transport::Tcp,
-            PortRoutes::Udp(_) => {
-                let error = Some(UDP_REMEDY.to_owned());
-                return ListenReport { port, transport: Transport::Udp, addresses: Vec::new(), error };
-            }
-        };
+    fn report(&self, port: Port, transport: Transport) -> ListenReport {
+        if transport == Transport::Udp {
+            let error = Some(UDP_REMEDY.to_owned());
+            return ListenReport { port, transport, addresses: Vec::new(), error };
+        }
         let mut addresses = Vec::new();
         let mut reasons = Vec::new();
         let first = (port, SocketAddr::from(([0, 0, 0, 0], 0)));
@@ -201,6 +212,14 @@ impl Manager {
             }
         }
         ListenReport { port, transport, addresses, error: (!reasons.is_empty()).then(|| reasons.join("; ")) }
+    }
+}
+
+fn transport(routes: &PortRoutes) -> Transport {
+    match routes {
+        PortRoutes::Http(_) => Transport::Http,
+        PortRoutes::Tcp(_) => Transport::Tcp,
+        PortRoutes::Udp(_) => Transport::Udp,
     }
 }
 

@@ -5,7 +5,12 @@
 pub(super) enum Page {
     /// The request's framing, target or host makes no sense, or may mean two things.
     BadRequest(&'static str),
+    /// Over TLS. What is more than a question has to come again as it is.
+    Moved,
+    MovedAsItIs,
     NoRoute,
+    /// The connection was made for another host.
+    Misdirected,
     Method,
     RequestTimeout,
     TargetTooLong,
@@ -27,7 +32,10 @@ impl Page {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::BadRequest(_) => 400,
+            Self::Moved => 301,
+            Self::MovedAsItIs => 308,
             Self::NoRoute => 404,
+            Self::Misdirected => 421,
             Self::Method => 405,
             Self::RequestTimeout => 408,
             Self::TargetTooLong => 414,
@@ -45,7 +53,10 @@ impl Page {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::BadRequest(_) => "Bad Request",
+            Self::Moved => "Moved Permanently",
+            Self::MovedAsItIs => "Permanent Redirect",
             Self::NoRoute => "Not Found",
+            Self::Misdirected => "Misdirected Request",
             Self::Method => "Method Not Allowed",
             Self::RequestTimeout => "Request Timeout",
             Self::TargetTooLong => "URI Too Long",
@@ -64,6 +75,8 @@ impl Page {
         match self {
             Self::BadRequest(reason) => reason,
             Self::NoRoute => "no application is served for this host and path",
+            Self::Moved | Self::MovedAsItIs => "this host is served over HTTPS",
+            Self::Misdirected => "this connection was made for another host: make a new one for this host",
             Self::Method => "this method is not allowed here",
             Self::RequestTimeout => "the request's body stopped arriving",
             Self::TargetTooLong => "the request's target is too long",
@@ -72,7 +85,7 @@ impl Page {
             Self::Version => "this version of HTTP is not served here",
             Self::Expectation => "this expectation cannot be met",
             Self::BadGateway => "no backend of this application could answer",
-            Self::Protocol => "the backends of this application speak https or h2c, which is not served in proxy mode",
+            Self::Protocol => "the backends of this application speak h2c, which is not served in proxy mode",
             Self::NoBackend => "this application has no backend ready at the moment",
             Self::Busy => "this application has as many requests open as it may have",
             Self::GatewayTimeout => "the backend took too long to answer",

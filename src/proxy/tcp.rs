@@ -6,16 +6,39 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::dial::{self, reset_on_close};
 use super::relay::{self, End, Outcome};
+use super::stream::Stream;
+use super::tls;
 use super::{OnRemoval, Shared};
 use crate::backend::Lease;
-use crate::pool::Pool;
+use crate::name::Hostname;
+use crate::pool::{Pool, TcpRoutes};
 
 /// Serves one client to its end.
-pub(super) async fn serve(shared: &Shared, client: TcpStream, peer: SocketAddr, pool: Arc<Pool>) {
+pub(super) async fn serve(
+    shared: &Shared,
+    client: TcpStream,
+    peer: SocketAddr,
+    routes: Arc<TcpRoutes>,
+    since: Instant,
+) {
     let config = shared.config.load_full();
+    let mut ahead = Bytes::new();
+    let mut name = None;
+    if routes.is_by_name() {
+        match Box::pin(tls::read_name(&client, since, &config.timeouts)).await {
+            Some(found) => (ahead, name) = found,
+            None => return reset_on_close(&client),
+        }
+    }
+    let Some(pool) = routes.find(name.as_ref().map(Hostname::as_str)).cloned() else {
+        shared.counters.empty_pool.inc();
+        return reset_on_close(&client);
+    };
+    drop(routes);
     if is_full(&pool, config.limits.app_connections) {
         reset_on_close(&client);
         return;
@@ -29,7 +52,7 @@ pub(super) async fn serve(shared: &Shared, client: TcpStream, peer: SocketAddr, 
         match connected {
             Some(Ok(backend)) => {
                 drop(pool);
-                return pass(shared, &client, &backend, &lease).await;
+                return pass(shared, client, ahead, backend, &lease).await;
             }
             // It failed, or is gone: there may be others, and nothing was sent.
             Some(Err(_)) | None => tried.push(lease.backend().address),
@@ -45,13 +68,21 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
     limit.is_some_and(|limit| u64::from(limit) <= active())
 }
 
-async fn pass(shared: &Shared, client: &TcpStream, backend: &TcpStream, lease: &Lease) {
+async fn pass(shared: &Shared, client: TcpStream, ahead: Bytes, mut backend: Stream, lease: &Lease) {
     let counters = &shared.counters;
     let idle = shared.config.load().timeouts.tcp_idle;
-    let client_end = End { stream: client, ahead: Bytes::new(), sent: Some(&counters.bytes_in), load: None };
-    let load = Some(&*lease.backend().load);
-    let backend_end = End { stream: backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
-    match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {
+    let (sent, received, load) = (Some(&counters.bytes_in), Some(&counters.bytes_out), Some(&*lease.backend().load));
+    let mut client = Stream::from(client);
+    let outcome = if !backend.is_tls() {
+        let client = End { stream: client.tcp(), ahead, sent, load: None };
+        let backend = End { stream: backend.tcp(), ahead: Bytes::new(), sent: received, load };
+        until_gone(shared, lease, relay::run(client, backend, idle)).await
+    } else {
+        let client = tls::relay::End { stream: &mut client, ahead, sent, load: None };
+        let backend = tls::relay::End { stream: &mut backend, ahead: Bytes::new(), sent: received, load };
+        until_gone(shared, lease, Box::pin(tls::relay::run(client, backend, idle))).await
+    };
+    match outcome {
         Some(Outcome::BackendBroke) => {
             counters.broken.inc();
             lease.failed();
@@ -60,8 +91,8 @@ async fn pass(shared: &Shared, client: &TcpStream, backend: &TcpStream, lease: &
         None => {
             counters.killed.inc();
             // What is cut must not look finished.
-            reset_on_close(client);
-            reset_on_close(backend);
+            reset_on_close(client.tcp());
+            reset_on_close(backend.tcp());
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::accept::{self, Slot};
 use super::bell::Bell;
@@ -168,14 +169,24 @@ impl Worker {
         let client_count = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
         tokio::task::spawn_local(async move {
             let _counted = client_count;
+            let since = Instant::now();
             dial::tune(&client);
             // The pools as a whole are let go at once: a connection may outlive them by hours.
             let routes = worker.with_pools(|pools| pools.stream(port).cloned());
             match routes {
-                Some(PortRoutes::Tcp(pool)) => tcp::serve(&worker.shared, client, peer, pool).await,
-                // Boxed, so that a TCP connection does not carry room for it.
-                Some(PortRoutes::Http(_)) => Box::pin(http1::serve(worker, Stream::from(client), peer, port)).await,
-                Some(PortRoutes::Udp(_)) | None => {}
+                Some(PortRoutes::Tcp(routes)) => tcp::serve(&worker.shared, client, peer, routes, since).await,
+                // Without routes: it stands open to lead clients elsewhere, or has just lost its last one.
+                Some(PortRoutes::Http(_)) | None => {
+                    // Boxed, so that a connection carries room for one at a time, and one of TCP for none.
+                    let client = match worker.shared.tls.is_for(port, &worker.shared.config.load()) {
+                        true => Box::pin(worker.shared.tls.accept(&worker.shared, client, &[], port, since)).await,
+                        false => Some(Stream::from(client)),
+                    };
+                    if let Some(client) = client {
+                        Box::pin(http1::serve(worker, client, peer, port)).await;
+                    }
+                }
+                Some(PortRoutes::Udp(_)) => {}
             }
         });
     }

@@ -7,10 +7,14 @@ use crate::cli;
 use crate::config::{self, Config, Mode, Purpose, Sources};
 use crate::generate::{self, Generator};
 use crate::member::Role;
+use crate::proxy;
 
 pub(super) async fn run(args: &cli::Check) -> Result<(), End> {
     let sources = Sources { apps: &args.apps, judge_seed, ..Sources::new(&args.common, &environment) };
     let config = config::load(&sources, Purpose::Check(args.role))?;
+    if config.lb.mode == Mode::Proxy && config.role != Some(Role::Backend) {
+        proxy::tls::check(&config.lb.proxy).map_err(|error| End::Unfit(format!("lb.certificate: {error}")))?;
+    }
     if let (Mode::Generate, Some(generate)) = (config.lb.mode, &config.lb.generate) {
         let generator = Generator::new(generate.clone(), Arc::default()).map_err(|error| unfit(&error))?;
         generator.check().await.map_err(|error| unfit(&error))?;
@@ -38,9 +42,6 @@ fn summary(config: &Config) -> String {
         "read: {read}\nright, for {role} {} of cluster {}; seeds: {seeds}\n",
         config.node.name, config.cluster.name
     );
-    if config.lb.mode == Mode::Proxy && !config.lb.certificates.is_empty() {
-        text += "note: lb.certificate is used in generate mode alone: the proxy serves plain HTTP\n";
-    }
     for app in &config.apps {
         let app = &app.app;
         text += &format!(

@@ -91,7 +91,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, String> {
 }
 
 const HTTP: &[&str] = &["server_names_hash_bucket_size", "map", "upstream", "server"];
-const STREAM: &[&str] = &["upstream", "server"];
+const STREAM: &[&str] = &["map_hash_bucket_size", "map", "upstream", "server"];
 const UPSTREAM: &[&str] = &["zone", "least_conn", "random", "hash", "server", "keepalive", "keepalive_timeout"];
 const MAP: &[&str] = &["default", "", "~*^(?<scrimp_routed>[^ ]+) (?<scrimp_sent>\\1\\.?(:[0-9]+)?)$"];
 const SERVER: &[&str] = &[
@@ -127,8 +127,18 @@ const SERVER: &[&str] = &[
     "location",
 ];
 const LOCATION: &[&str] = &["default_type", "add_header", "return", "grpc_pass", "proxy_pass"];
-const STREAM_SERVER: &[&str] =
-    &["listen", "proxy_pass", "proxy_connect_timeout", "proxy_timeout", "proxy_socket_keepalive", "return"];
+const STREAM_SERVER: &[&str] = &[
+    "listen",
+    "ssl_preread",
+    "preread_timeout",
+    "proxy_pass",
+    "proxy_ssl",
+    "proxy_ssl_protocols",
+    "proxy_connect_timeout",
+    "proxy_timeout",
+    "proxy_socket_keepalive",
+    "return",
+];
 
 /// Every directive is one that the templates mean to write, where they mean to.
 pub(crate) fn judge(directives: &[Directive], stream: bool) -> Result<(), String> {
@@ -137,6 +147,7 @@ pub(crate) fn judge(directives: &[Directive], stream: bool) -> Result<(), String
     for directive in directives {
         let inside = directive.block.as_deref().unwrap_or_default();
         match directive.name() {
+            "map" if stream => by_name(inside)?,
             "map" => only(inside, MAP, "map")?,
             "upstream" => only(inside, UPSTREAM, "upstream")?,
             "server" if stream => only(inside, STREAM_SERVER, "server")?,
@@ -150,6 +161,26 @@ pub(crate) fn judge(directives: &[Directive], stream: bool) -> Result<(), String
         }
     }
     whole(directives)
+}
+
+/// Hosts that TLS clients ask for, each in front of its upstream, if it has one.
+fn by_name(entries: &[Directive]) -> Result<(), String> {
+    for entry in entries {
+        let is_right = match entry.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["hostnames"] => true,
+            ["default", pool] => pool.is_empty() || pool.starts_with("scrimp-"),
+            [name, pool] => {
+                let name = name.strip_prefix("\\\\").map(|name| name.strip_prefix("*.").unwrap_or(name));
+                let is_host = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+                name.is_some_and(is_host) && (pool.is_empty() || pool.starts_with("scrimp-"))
+            }
+            _ => false,
+        };
+        if !is_right || entry.block.is_some() {
+            return Err(format!("{:?} in map", entry.words));
+        }
+    }
+    no_doubles(&entries.iter().map(|entry| entry.name()).collect::<Vec<_>>(), "name")
 }
 
 fn only(directives: &[Directive], allowed: &[&str], place: &str) -> Result<(), String> {
@@ -184,7 +215,16 @@ fn whole(directives: &[Directive]) -> Result<(), String> {
         for pass in inside.chain(server.children("proxy_pass")) {
             let Some(target) = pass.words.get(1).filter(|_| pass.name().ends_with("_pass")) else { continue };
             let target = target.split_once("://").map_or(target.as_str(), |(_, name)| name);
-            if !names.contains(&target) {
+            if let Some(port) = target.strip_prefix("$scrimp_") {
+                let is_map = |d: &&Directive| d.words == ["map", "$ssl_preread_server_name", target];
+                let map = directives.iter().find(is_map).ok_or(format!("no map for port {port}"))?;
+                let pools = map.block.iter().flatten().filter_map(|entry| entry.words.get(1));
+                if let Some(missing) =
+                    pools.filter(|pool| !pool.is_empty()).find(|pool| !names.contains(&pool.as_str()))
+                {
+                    return Err(format!("nothing is called {missing}"));
+                }
+            } else if !names.contains(&target) {
                 return Err(format!("nothing is called {target}"));
             }
         }

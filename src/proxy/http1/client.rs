@@ -18,13 +18,14 @@ use tokio::time::{Instant, Sleep};
 use super::body::Body;
 use super::buffer::{BUFFER_BYTES, Input, Queue};
 use super::chunked::{Output, put_chunk, put_end};
-use super::fields::{After, Via, put_decimal, put_field, write_response};
+use super::fields::{After, HSTS, Via, put_decimal, put_field, write_response};
 use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, check_beginning, parse_request};
 use crate::name::Port;
 use crate::proxy::bell::Ear;
 use crate::proxy::forward::{self, End, Front, Miss, Request};
 use crate::proxy::page::Page;
 use crate::proxy::stream::Stream;
+use crate::proxy::tls;
 use crate::proxy::tunnel::Tunnel;
 use crate::proxy::worker::Worker;
 use crate::proxy::{Config, dial};
@@ -81,6 +82,7 @@ struct Client {
     stream: Stream,
     peer: SocketAddr,
     port: Port,
+    way: tls::Client,
     forwarded_for: Box<str>,
     is_trusted: bool,
     timer: Pin<Box<Sleep>>,
@@ -141,6 +143,7 @@ impl Client {
             framing: Framing::AsItIs,
             worker,
             config,
+            way: tls::Client::of(&stream),
             stream,
             peer,
             port,
@@ -235,7 +238,8 @@ impl Client {
     /// Has a request answered, by a backend or with a page.
     async fn respond(&mut self, request: Box<Request>) -> Fate {
         let (worker, config) = (Rc::clone(&self.worker), Arc::clone(&self.config));
-        let client = forward::Client { worker: &worker, config: &config, peer: self.peer, port: self.port };
+        let way = self.way.clone();
+        let client = forward::Client { worker: &worker, config: &config, peer: self.peer, port: self.port, way };
         match forward::answer(&client, self, &request).await {
             Ok(End::Whole) if self.keeps_alive && self.body.is_done() => {
                 self.deadline = Instant::now() + config.timeouts.idle;
@@ -254,22 +258,32 @@ impl Client {
                 Tunnel { backend, lease }.run(&worker.shared, &mut self.stream, ahead).await;
                 Fate::Closed
             }
-            Err(page) => self.send_page(page, request.is_head()).await,
+            Err(Page::NoRoute) => match client.elsewhere(&request) {
+                Some(place) => {
+                    let page = if request.is_question() { Page::Moved } else { Page::MovedAsItIs };
+                    self.send_page(page, Some(&place), request.is_head()).await
+                }
+                None => self.send_page(Page::NoRoute, None, request.is_head()).await,
+            },
+            Err(page) => self.send_page(page, None, request.is_head()).await,
         }
     }
 
     /// Answers what is no request that can be taken: where the next one would begin is not sure.
     async fn refuse(&mut self, page: Page) -> Fate {
         self.keeps_alive = false;
-        self.send_page(page, false).await
+        self.send_page(page, None, false).await
     }
 
-    async fn send_page(&mut self, page: Page, is_head: bool) -> Fate {
+    /// `place` is where the client is sent.
+    async fn send_page(&mut self, page: Page, place: Option<&str>, is_head: bool) -> Fate {
         self.worker.count(page);
         self.keeps_alive &= self.body.is_done() && !page.is_final() && !self.worker.is_draining();
         let after = self.after();
         self.count_response(page.status());
-        page.write(is_head, after, self.output.bytes());
+        let hsts = self.config.https.hsts.as_deref().filter(|_| self.stream.is_tls());
+        let more = [("location", place), (HSTS, hsts)];
+        page.write(is_head, after, &more, self.output.bytes());
         let deadline = Instant::now() + self.config.timeouts.body_progress;
         let flushed = poll_fn(|cx| match self.poll_flush(cx) {
             Poll::Pending => self.poll_timer(cx, deadline).map(|()| false),
@@ -384,7 +398,7 @@ impl Front for Client {
         // For a client of HTTP/1.0 there is no such thing.
         if self.is_http11 {
             self.is_body_held &= head.status != 100;
-            write_response(head, Length::None, After::Silent, |_| {}, self.output.bytes());
+            write_response(head, Length::None, After::Silent, None, |_| {}, self.output.bytes());
         }
     }
 
@@ -405,14 +419,15 @@ impl Front for Client {
         let may_stay = self.body.is_done() && framing != Framing::UntilClose && !self.worker.is_draining();
         self.keeps_alive &= may_stay;
         let after = self.after();
-        write_response(head, said, after, put_date, self.output.bytes());
+        let hsts = self.config.https.hsts.as_deref().filter(|_| self.stream.is_tls());
+        write_response(head, said, after, hsts, put_date, self.output.bytes());
         output
     }
 
     fn switch(&mut self, head: &ResponseHead<'_, '_>) {
         self.count_response(head.status);
         self.framing = Framing::AsItIs;
-        write_response(head, Length::None, After::Upgrade, |_| {}, self.output.bytes());
+        write_response(head, Length::None, After::Upgrade, None, |_| {}, self.output.bytes());
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -497,7 +512,8 @@ fn http_date(seconds: u64) -> String {
 
 impl Page {
     /// Writes the page as a response.
-    fn write(self, is_head: bool, after: After, out: &mut Vec<u8>) {
+    /// `more` are fields that it has if they have a value.
+    fn write(self, is_head: bool, after: After, more: &[(&str, Option<&str>)], out: &mut Vec<u8>) {
         let status = self.status();
         let text = format!("{status}: {}\n", self.text());
         out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", self.reason()).as_bytes());
@@ -506,7 +522,7 @@ impl Page {
         put_decimal(out, text.len() as u64);
         out.extend_from_slice(b"\r\n");
         put_date(out);
-        if let Some((name, value)) = self.field() {
+        for (name, value) in more.iter().filter_map(|(name, value)| Some((*name, (*value)?))).chain(self.field()) {
             put_field(out, name.as_bytes(), value.as_bytes());
         }
         match after {

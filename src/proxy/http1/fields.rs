@@ -208,19 +208,30 @@ pub(super) enum After {
     Upgrade,
 }
 
-/// Writes the head that a client of HTTP/1 gets. `length` is how the body is framed for it, `date` is for a response
-/// that has none.
+/// Which hosts are asked over TLS alone. Of two such fields the first counts (RFC 6797, 8.1).
+pub(super) const HSTS: &str = "strict-transport-security";
+
+/// Writes the head that a client of HTTP/1 gets. `length` is how the body is framed for it, `hsts` takes the place of the
+/// backend's own field, `date` is for a response that has none.
 pub(super) fn write_response(
     head: &ResponseHead<'_, '_>,
     length: Length,
     after: After,
+    hsts: Option<&str>,
     date: impl FnOnce(&mut Vec<u8>),
     out: &mut Vec<u8>,
 ) {
     let status =
         [b'0' + (head.status / 100 % 10) as u8, b'0' + (head.status / 10 % 10) as u8, b'0' + (head.status % 10) as u8];
     put(out, &[b"HTTP/1.1 ", &status, b" ", head.reason, b"\r\n"]);
-    let has_date = put_response_fields(head, |name, value| put_field(out, name.as_bytes(), value));
+    let has_date = put_response_fields(head, |name, value| {
+        if hsts.is_none() || !name.eq_ignore_ascii_case(HSTS) {
+            put_field(out, name.as_bytes(), value);
+        }
+    });
+    if let Some(hsts) = hsts {
+        put_field(out, HSTS.as_bytes(), hsts.as_bytes());
+    }
     put_length(out, length);
     if head.status >= 200 && !has_date {
         date(out);
@@ -416,7 +427,7 @@ mod tests {
         let mut room = [const { MaybeUninit::uninit() }; 100];
         let head = parse_response(head.as_bytes(), &mut room).unwrap();
         let mut out = Vec::new();
-        write_response(&head, length, after, |out| out.extend_from_slice(b"date: now\r\n"), &mut out);
+        write_response(&head, length, after, None, |out| out.extend_from_slice(b"date: now\r\n"), &mut out);
         String::from_utf8(out).unwrap()
     }
 
