@@ -3,13 +3,13 @@
 //! What comes out is never longer than what went in: extensions, zeros before a size and forbidden trailers are taken
 //! out of the bytes, which is why they need not be copied.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 use super::fields::{is_token_byte, is_value_byte, may_trail, put_field};
 
 /// A chunk's size line with its extensions may take this much; nobody sends extensions.
 const SIZE_LINE_MAX: usize = 256;
-/// Digits of a chunk's size: 64 bits.
+/// Digits of a chunk's size; 63 bits of them, since many who read the same know no more.
 const SIZE_DIGITS_MAX: usize = 16;
 /// What all trailers together may take, and one line of them.
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
@@ -187,12 +187,15 @@ impl Step {
 /// The line that `bytes` begin with, without its end; none as long as that is not there.
 fn whole_line<'b>(bytes: &'b [u8], max: usize, too_long: &'static str) -> Result<Option<&'b [u8]>, &'static str> {
     let seen = &bytes[..bytes.len().min(max)];
-    let Some(end) = memchr(b'\n', seen) else {
+    let Some(end) = memchr2(b'\r', b'\n', seen) else {
         return if seen.len() == max { Err(too_long) } else { Ok(None) };
     };
-    match seen[..end].strip_suffix(b"\r") {
-        Some(line) => Ok(Some(line)),
-        None => Err("a line ends without a carriage return"),
+    match &bytes[end..] {
+        [b'\r', b'\n', ..] => Ok(Some(&bytes[..end])),
+        // Its other half may come.
+        [b'\r'] => Ok(None),
+        [b'\r', ..] => Err("a carriage return within a line"),
+        _ => Err("a line ends without a carriage return"),
     }
 }
 
@@ -205,7 +208,11 @@ fn parse_size(line: &[u8]) -> Result<(u64, usize), &'static str> {
     }
     check_extensions(extensions)?;
     let value = |byte: &u8| u64::from((*byte as char).to_digit(16).unwrap_or_default());
-    Ok((number.iter().fold(0, |size, byte| size << 4 | value(byte)), digits))
+    let size = number.iter().fold(0, |size, byte| size << 4 | value(byte));
+    if i64::try_from(size).is_err() {
+        return Err("a chunk's size is too large");
+    }
+    Ok((size, digits))
 }
 
 /// `;name`, `;name=value` and `;name="value"`, any number of them (RFC 9112, 7.1.1).
@@ -350,6 +357,9 @@ mod tests {
             "3;x\ny\r\nabc\r\n",
             "3;x=\"\0\"\r\nabc\r\n",
             "10000000000000000\r\n",
+            "8000000000000000\r\n",
+            "0\r\n\rX",
+            "3\rX",
             "00000000000000003\r\nabc\r\n",
             "0\r\nno colon\r\n\r\n",
             "0\r\n folded\r\n\r\n",

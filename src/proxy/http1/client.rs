@@ -272,7 +272,8 @@ impl Client {
     /// Answers what is no request that can be taken: where the next one would begin is not sure.
     async fn refuse(&mut self, page: Page) -> Fate {
         self.keeps_alive = false;
-        self.send_page(page, None, false).await
+        let is_head = self.input.filled().starts_with(b"HEAD ");
+        self.send_page(page, None, is_head).await
     }
 
     /// `place` is where the client is sent.

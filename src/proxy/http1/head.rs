@@ -7,7 +7,7 @@
 
 use std::mem::MaybeUninit;
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 use super::fields::{self, Known};
 use crate::proxy::Limits;
@@ -111,13 +111,17 @@ pub(in crate::proxy) struct Scan {
 impl Scan {
     /// How long the head is with its empty line; none as long as that is not there. Lines end with CR LF alone.
     pub(in crate::proxy) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>, &'static str> {
-        while let Some(found) = bytes.get(self.at..).and_then(|rest| memchr(b'\n', rest)) {
-            let end = self.at + found;
-            if end == 0 || bytes[end - 1] != b'\r' {
-                return Err("a line ends without a carriage return");
+        while let Some(found) = bytes.get(self.at..).and_then(|rest| memchr2(b'\r', b'\n', rest)) {
+            self.at += found;
+            match bytes.get(self.at..) {
+                Some([b'\r', b'\n', ..]) => {}
+                // Its other half may come.
+                Some([b'\r']) => return Ok(None),
+                Some([b'\r', ..]) => return Err("a carriage return within a line"),
+                _ => return Err("a line ends without a carriage return"),
             }
-            let is_empty = end - self.line == 1;
-            self.at = end + 1;
+            let is_empty = self.at == self.line;
+            self.at += 2;
             self.line = self.at;
             if is_empty {
                 return Ok(Some(self.at));
