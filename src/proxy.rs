@@ -2,10 +2,11 @@
 //!
 //! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
 //! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
-//! nothing but sockets that listen, counters and the pools. `tcp` and `http` say what becomes of a connection.
+//! nothing but sockets that listen, counters and the pools. `tcp` and `http` say what becomes of a connection, `udp` what
+//! becomes of a datagram.
 //!
-//! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
-//! TLS or HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
+//! Not served here: backends that are spoken to with TLS or HTTP/2 (they are passed over; if a route has no other, its
+//! requests are answered 502).
 
 mod accept;
 mod body;
@@ -23,6 +24,7 @@ mod relay;
 mod stream;
 mod tcp;
 mod tunnel;
+mod udp;
 mod upstream;
 mod worker;
 
@@ -77,13 +79,13 @@ impl Proxy {
             some => some,
         };
         let shared = Arc::new(Shared {
-            admission: Admission::new(config.limits.connections),
+            admission: Admission::new(&config.limits),
             config: ArcSwap::from_pointee(config),
             counters,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
-        let (manager, outlets) = manager::Manager::new(Arc::clone(&shared), pools);
+        let (manager, outlets) = manager::Manager::new(Arc::clone(&shared), worker_count, pools);
         let workers = (0..worker_count)
             .map(|index| worker::spawn(index, &shared, outlets.pools.clone(), outlets.sockets.clone()))
             .collect::<anyhow::Result<Vec<_>>>()
@@ -104,12 +106,12 @@ impl Proxy {
     /// workers stay as they were at the start.
     pub fn reconfigure(&self, config: Config) {
         let old = self.shared.config.load_full();
-        self.shared.admission.set_limit(config.limits.connections);
+        self.shared.admission.set_limits(&config.limits);
         self.shared.config.store(Arc::new(Config { bind: old.bind.clone(), workers: old.workers, ..config }));
     }
 
-    /// Closes the listen ports, lets what is open finish until `deadline` has passed, then ends it. Returns how many
-    /// connections were cut.
+    /// Closes the listen ports, lets what is open finish until `deadline` has passed, then ends it. A UDP flow has
+    /// finished when it has its answer, or has waited a second for one. Returns how many connections were cut.
     pub async fn drain(mut self, deadline: Duration) -> usize {
         self.shared.draining.cancel();
         let _ = tokio::time::timeout(deadline, self.shared.admission.all_closed()).await;
@@ -210,8 +212,10 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Client connections, overall; none: from the descriptor limit.
     pub connections: Option<u32>,
-    /// Client connections for one application; none: no limit of its own.
+    /// Client connections and UDP flows for one application; none: no limit of its own.
     pub app_connections: Option<u32>,
+    /// UDP flows, overall; fewer if there are not as many descriptors.
+    pub udp_flows: u32,
     /// Bytes of a request's header.
     pub header_bytes: usize,
     /// Fields of a request's header.
@@ -225,6 +229,8 @@ impl Default for Limits {
         Self {
             connections: None,
             app_connections: None,
+            // About 40 MB of memory, most of it the kernel's.
+            udp_flows: 10_000,
             header_bytes: 32 * 1024,
             header_fields: 100,
             target_bytes: 8 * 1024,

@@ -197,6 +197,7 @@ fn defaults_are_those_of_the_contract() {
     let limits = Limits {
         connections: None,
         app_connections: None,
+        udp_flows: 10_000,
         header_bytes: 32 * 1024,
         header_fields: 100,
         target_bytes: 8 * 1024,
@@ -241,6 +242,7 @@ fn every_setting_of_a_file_arrives() {
     let limits = Limits {
         connections: Some(10000),
         app_connections: Some(5000),
+        udp_flows: 20_000,
         header_bytes: 64 * 1024,
         header_fields: 50,
         target_bytes: 4096,

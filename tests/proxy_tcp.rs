@@ -546,18 +546,6 @@ fn a_taken_port_is_reported_and_opens_when_it_is_free() {
 }
 
 #[test]
-fn a_udp_application_is_reported_with_its_remedy() {
-    let bed = Bed::new();
-    let port = bed.port();
-    let mut app = tcp_app(port, nobody());
-    app.protocol = scrimp::app::Protocol::Udp;
-    bed.publish(&[Node::new(1, vec![app])]);
-    until("the port is reported", || bed.report(port).is_some());
-    let report = bed.report(port).unwrap();
-    assert!(report.addresses.is_empty() && report.error.unwrap().contains("generate mode"));
-}
-
-#[test]
 fn at_the_limit_clients_wait_in_the_queue() {
     let bed = Bed::with(|config| config.limits.connections = Some(2));
     let (port, origin) = (bed.port(), Origin::greeting("a"));

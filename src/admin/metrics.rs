@@ -355,6 +355,14 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         ("gateway-timeout", &of.gateway_timeout),
     ];
     let bytes = [("in", &of.bytes_in), ("out", &of.bytes_out)];
+    let flows = of.udp_flows.get().saturating_sub(of.udp_flows_closed.get());
+    let datagrams = [("in", &of.udp_in), ("out", &of.udp_out)];
+    let dropped = [
+        ("full", &of.udp_full),
+        ("no-backend", &of.udp_no_backend),
+        ("unsent", &of.udp_unsent),
+        ("unanswerable", &of.udp_unanswerable),
+    ];
     vec![
         counter("scrimp_connections", "Client connections accepted", &of.connections),
         gauge("scrimp_connections_open", "Client connections open now", open as f64),
@@ -368,6 +376,10 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         counter("scrimp_killed_connections", "Connections ended because their backend was gone", &of.killed),
         counter("scrimp_broken_connections", "Connections and responses that a backend broke off", &of.broken),
         counters("scrimp_tcp_bytes", "Bytes of TCP applications, as seen from the clients", "direction", bytes),
+        counter("scrimp_udp_flows", "UDP flows begun", &of.udp_flows),
+        gauge("scrimp_udp_flows_open", "UDP flows open now", flows as f64),
+        counters("scrimp_udp_datagrams", "Datagrams passed on, as seen from the clients", "direction", datagrams),
+        counters("scrimp_udp_dropped", "Datagrams dropped", "reason", dropped),
     ]
 }
 

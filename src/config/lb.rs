@@ -118,6 +118,7 @@ fn read_limits(mut section: Section<'_>) -> Limits {
     let mut limits = Limits {
         connections: section.take("connections", connections).unwrap_or(default.connections),
         app_connections: section.take("app-connections", connections).unwrap_or(default.app_connections),
+        udp_flows: section.take("udp-flows", connections).flatten().unwrap_or(default.udp_flows),
         header_bytes: section
             .take("header-bytes", |node| bytes(node, 1024..=1024 * 1024))
             .unwrap_or(default.header_bytes),

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,11 +15,12 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::accept::{self, Slot};
-use super::manager::{ListenSocket, Sockets};
+use super::manager::{ListenSocket, Listening, Sockets};
+use super::udp::{self, Udp};
 use super::upstream::Upstreams;
 use super::{Shared, dial, http, tcp};
 use crate::name::Port;
-use crate::pool::{Pools, PortRoutes};
+use crate::pool::{Pool, Pools, PortRoutes};
 
 /// How often idle connections to backends are looked over.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) upstreams: Upstreams,
+    pub(super) udp: Udp,
+    index: usize,
     pools: RefCell<Newest>,
 }
 
@@ -51,7 +54,7 @@ pub(super) fn spawn(
         match runtime() {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
-                runtime.block_on(run(shared, pools, sockets));
+                runtime.block_on(run(index, shared, pools, sockets));
             }
             Err(error) => drop(started.send(Err(error))),
         }
@@ -65,13 +68,21 @@ fn runtime() -> std::io::Result<LocalRuntime> {
     Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
 }
 
-async fn run(shared: Arc<Shared>, pools: watch::Receiver<Arc<Pools>>, mut sockets: watch::Receiver<Sockets>) {
+async fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    pools: watch::Receiver<Arc<Pools>>,
+    mut sockets: watch::Receiver<Sockets>,
+) {
     let first = Arc::clone(&pools.borrow());
     let worker = Rc::new(Worker {
         shared: Arc::clone(&shared),
         upstreams: Upstreams::default(),
+        udp: Udp::default(),
+        index,
         pools: RefCell::new(Newest { source: pools, pools: first }),
     });
+    tokio::task::spawn_local(udp::sweep(Rc::clone(&worker)));
     let mut accepting = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -97,6 +108,14 @@ impl Worker {
         Arc::clone(&newest.pools)
     }
 
+    /// What stands behind a UDP listen port.
+    pub(super) fn udp_pool(&self, port: Port) -> Option<Arc<Pool>> {
+        match self.pools().ports.get(&(port, true)) {
+            Some(PortRoutes::Udp(pool)) => Some(Arc::clone(pool)),
+            _ => None,
+        }
+    }
+
     /// The pools as they change from here on.
     pub(super) fn pools_to_come(&self) -> watch::Receiver<Arc<Pools>> {
         self.pools.borrow().source.clone()
@@ -104,9 +123,7 @@ impl Worker {
 
     /// Accepts on each of `sockets` and on no other.
     fn follow(self: &Rc<Self>, sockets: &Sockets, accepting: &mut HashMap<usize, AbortHandle>) {
-        // A socket is the same as long as it lives at one place in memory, and each task keeps its own alive.
-        let key = |socket: &ListenSocket| Arc::as_ptr(&socket.socket) as usize;
-        let wanted: HashSet<usize> = sockets.iter().map(key).collect();
+        let wanted: HashSet<usize> = sockets.iter().map(|socket| socket.socket.key()).collect();
         accepting.retain(|at, task| {
             let stays = wanted.contains(at) && !task.is_finished();
             if !stays {
@@ -115,22 +132,35 @@ impl Worker {
             stays
         });
         for socket in sockets.iter() {
-            accepting.entry(key(socket)).or_insert_with(|| {
+            accepting.entry(socket.socket.key()).or_insert_with(|| {
                 let (worker, socket) = (Rc::clone(self), socket.clone());
                 tokio::task::spawn_local(worker.accept(socket)).abort_handle()
             });
         }
     }
 
-    async fn accept(self: Rc<Self>, ListenSocket { port, socket }: ListenSocket) {
-        // All workers wait on one socket: one queue, and nobody's clients wait for a busy worker.
-        match socket.try_clone().and_then(TcpListener::from_std) {
-            Ok(listener) => {
-                accept::run(&self.shared, &listener, |client, peer, slot| self.serve(port, client, peer, slot)).await;
-            }
-            // No descriptor left. Tried again when the sockets are next looked at.
-            Err(_) => self.shared.counters.accept_failures.inc(),
+    async fn accept(self: Rc<Self>, ListenSocket { port, socket: listening }: ListenSocket) {
+        let ended = match &listening {
+            // All workers wait on one socket: one queue, and nobody's clients wait for a busy worker.
+            Listening::Tcp(socket) => match socket.try_clone().and_then(TcpListener::from_std) {
+                Ok(listener) => {
+                    let serve = |client, peer, slot| self.serve(port, client, peer, slot);
+                    accept::run(&self.shared, &listener, serve).await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            Listening::Udp(sockets) => match sockets.get(self.index).map(UdpSocket::try_clone) {
+                Some(Ok(socket)) => udp::serve(Rc::clone(&self), port, socket).await,
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            },
+        };
+        // No descriptor left. Tried again when the sockets are next looked at; until then the socket is kept.
+        if ended.is_err() {
+            self.shared.counters.accept_failures.inc();
         }
+        drop(listening);
     }
 
     /// A task for each client; one that panics ends alone.
