@@ -19,6 +19,7 @@ mod listen;
 mod manager;
 mod page;
 mod relay;
+mod splice;
 // Nothing has TLS yet.
 #[allow(dead_code)]
 mod stream;
@@ -79,7 +80,7 @@ impl Proxy {
             some => some,
         };
         let shared = Arc::new(Shared {
-            admission: Admission::new(&config.limits),
+            admission: Admission::new(&config.limits, worker_count),
             config: ArcSwap::from_pointee(config),
             counters,
             draining: CancellationToken::new(),

@@ -625,9 +625,13 @@ fn a_flood_of_a_million_sources_leaves_memory_flat_and_the_known_served() {
     let mut known = Crowd::new(bed.address(port));
     let first = known.ask_all(0..100);
     assert!(known.ask_all(0..100) == first);
+    // Known as well, and silent while the flood lasts.
+    let mut silent = Crowd::new(bed.address(port));
+    let silent_first = silent.ask_all(0..100);
+    assert!(silent.ask_all(0..100) == silent_first);
     // The table is full before memory is looked at.
     let mut strangers = Crowd::new(bed.address(port));
-    strangers.ask_all(1000..1000 + FLOWS - 100);
+    strangers.ask_all(1000..1000 + FLOWS - 200);
     let (before, begun) = (resident_kib(), bed.counters.udp_flows.get());
     let start = Instant::now();
     let is_over = AtomicBool::new(false);
@@ -664,6 +668,9 @@ fn a_flood_of_a_million_sources_leaves_memory_flat_and_the_known_served() {
     assert!(counters.udp_full.get() > 0);
     let open = counters.udp_flows.get() - counters.udp_flows_closed.get();
     assert!(open <= u64::from(FLOWS), "{open} flows");
+    let begun = bed.counters.udp_flows.get();
+    assert!(silent.ask_all(0..100) == silent_first, "a silent flow changed its backend");
+    assert_eq!(bed.counters.udp_flows.get(), begun, "the silent flows were there");
     let received = || servers.iter().map(Server::received).sum::<usize>();
     until("what was passed on has arrived", || received() as u64 == counters.udp_in.get());
     until("who comes after the flood is served", || {

@@ -20,6 +20,10 @@ use super::{Limits, Shared};
 
 /// Descriptors that are not for connections: listen ports, event queues, gossip, the admin socket, logs, files.
 const DESCRIPTORS_KEPT: u64 = 64;
+/// Of so many descriptors a worker may have one pipe, which takes two.
+const DESCRIPTORS_A_PIPE: u64 = 64;
+/// The most pipes that a worker may have.
+const PIPES_MAX: u64 = 256;
 /// The first pause after an accept that failed; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// The longest pause.
@@ -35,20 +39,26 @@ pub(super) struct Admission {
     flows_limit: AtomicUsize,
     /// Descriptors for connections and flows.
     descriptors: usize,
+    /// Pipes that a worker may have.
+    pipes: usize,
     room: Notify,
     closed: Notify,
 }
 
 impl Admission {
     /// As many as `limits` and the descriptor limit bear.
-    pub(super) fn new(limits: &Limits) -> Self {
-        let descriptors = raise_descriptor_limit().saturating_sub(DESCRIPTORS_KEPT).max(2);
+    pub(super) fn new(limits: &Limits, workers: usize) -> Self {
+        let descriptors = raise_descriptor_limit();
+        let workers = workers.max(1) as u64;
+        let pipes = (descriptors / DESCRIPTORS_A_PIPE / workers).min(PIPES_MAX);
+        let descriptors = descriptors.saturating_sub(DESCRIPTORS_KEPT + 2 * pipes * workers).max(2);
         let admission = Self {
             open: AtomicUsize::new(0),
             flows: AtomicUsize::new(0),
             limit: AtomicUsize::new(0),
             flows_limit: AtomicUsize::new(0),
             descriptors: usize::try_from(descriptors).unwrap_or(usize::MAX),
+            pipes: usize::try_from(pipes).unwrap_or(0),
             room: Notify::new(),
             closed: Notify::new(),
         };
@@ -60,6 +70,11 @@ impl Admission {
         self.limit.store(limits.connections.map_or(0, |some| some as usize), Ordering::Relaxed);
         self.flows_limit.store(limits.udp_flows as usize, Ordering::Relaxed);
         self.room.notify_waiters();
+    }
+
+    /// How many pipes a worker may have.
+    pub(super) fn pipes(&self) -> usize {
+        self.pipes
     }
 
     /// How many connections are open now.

@@ -37,13 +37,13 @@ async fn connect(address: SocketAddr, deadline: Duration) -> io::Result<TcpStrea
     Ok(stream)
 }
 
-/// Small pieces go out at once, and a peer that vanished without a word is found out in the end.
-pub(super) fn tune(stream: &TcpStream) {
-    let (after, every, times) = KEEPALIVE;
+/// Small pieces go out at once, and a peer that vanished without a word is found out in the end. What is accepted has
+/// this from the socket that listens.
+pub(super) fn tune<'a>(socket: impl Into<SockRef<'a>>) {
+    let (socket, (after, every, times)) = (socket.into(), KEEPALIVE);
     // Neither is worth losing a connection for.
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream)
-        .set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
 }
 
 /// Makes the close of a connection that broke off a reset, so that its peer cannot take it for the end.

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::dial::tune;
 use super::udp;
 
 /// Clients that may wait to be accepted; the kernel lowers it to net.core.somaxconn (4,096 on Linux).
@@ -37,6 +38,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     // A port is not taken by connections of the last run that are still ending.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    tune(&socket);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -86,6 +88,17 @@ mod tests {
         assert!(reason(rustix::io::Errno::ADDRNOTAVAIL).contains("does not have that address"));
         let nothing = explain("[::]:80".parse().unwrap(), &rustix::io::Errno::AFNOSUPPORT.into(), "-ltnp");
         assert!(matches!(nothing, ListenError::NoSuchFamily));
+    }
+
+    #[test]
+    fn what_is_accepted_is_tuned() {
+        let listener = open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let accepted = Socket::from(listener.accept().unwrap().0);
+        assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), std::time::Duration::from_secs(60));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
     }
 
     #[test]

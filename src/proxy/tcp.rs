@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use super::dial::{self, reset_on_close};
 use super::relay::{self, End, Outcome};
+use super::stream::Stream;
 use super::{OnRemoval, Shared};
 use crate::backend::Lease;
 use crate::pool::Pool;
@@ -29,7 +30,7 @@ pub(super) async fn serve(shared: &Shared, client: TcpStream, peer: SocketAddr, 
         match connected {
             Some(Ok(backend)) => {
                 drop(pool);
-                return pass(shared, &client, &backend, &lease).await;
+                return pass(shared, client.into(), backend.into(), &lease).await;
             }
             // It failed, or is gone: there may be others, and nothing was sent.
             Some(Err(_)) | None => tried.push(lease.backend().address),
@@ -45,12 +46,12 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
     limit.is_some_and(|limit| u64::from(limit) <= active())
 }
 
-async fn pass(shared: &Shared, client: &TcpStream, backend: &TcpStream, lease: &Lease) {
+async fn pass(shared: &Shared, mut client: Stream, mut backend: Stream, lease: &Lease) {
     let counters = &shared.counters;
     let idle = shared.config.load().timeouts.tcp_idle;
-    let client_end = End { stream: client, ahead: Bytes::new(), sent: Some(&counters.bytes_in), load: None };
+    let client_end = End { stream: &mut client, ahead: Bytes::new(), sent: Some(&counters.bytes_in), load: None };
     let load = Some(&*lease.backend().load);
-    let backend_end = End { stream: backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
+    let backend_end = End { stream: &mut backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
     match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {
         Some(Outcome::BackendBroke) => {
             counters.broken.inc();
@@ -60,8 +61,8 @@ async fn pass(shared: &Shared, client: &TcpStream, backend: &TcpStream, lease: &
         None => {
             counters.killed.inc();
             // What is cut must not look finished.
-            reset_on_close(client);
-            reset_on_close(backend);
+            reset_on_close(client.tcp());
+            reset_on_close(backend.tcp());
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use super::Shared;
 use super::dial::reset_on_close;
 use super::relay::{self, End, Outcome};
+use super::stream::Stream;
 use super::tcp::until_gone;
 use crate::backend::Lease;
 
@@ -26,10 +27,10 @@ impl Tunnel {
         let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
             return reset_on_close(&client);
         };
-        let backend = parts.io.into_inner();
-        let client_end = End { stream: &client, ahead, sent: None, load: None };
+        let (mut client, mut backend) = (Stream::from(client), Stream::from(parts.io.into_inner()));
+        let client_end = End { stream: &mut client, ahead, sent: None, load: None };
         let load = Some(&*self.lease.backend().load);
-        let backend_end = End { stream: &backend, ahead: parts.read_buf, sent: None, load };
+        let backend_end = End { stream: &mut backend, ahead: parts.read_buf, sent: None, load };
         let idle = shared.config.load().timeouts.tcp_idle;
         match until_gone(shared, &self.lease, relay::run(client_end, backend_end, idle)).await {
             Some(Outcome::BackendBroke) => {
@@ -39,8 +40,8 @@ impl Tunnel {
             Some(Outcome::Finished | Outcome::Idle | Outcome::ClientBroke) => {}
             None => {
                 shared.counters.killed.inc();
-                reset_on_close(&client);
-                reset_on_close(&backend);
+                reset_on_close(client.tcp());
+                reset_on_close(backend.tcp());
             }
         }
     }

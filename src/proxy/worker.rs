@@ -18,7 +18,7 @@ use super::accept::{self, Slot};
 use super::manager::{ListenSocket, Listening, Sockets};
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
-use super::{Shared, dial, http, tcp};
+use super::{Shared, http, splice, tcp};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes};
 
@@ -75,6 +75,7 @@ async fn run(
     mut sockets: watch::Receiver<Sockets>,
 ) {
     let first = Arc::clone(&pools.borrow());
+    splice::allow(shared.admission.pipes());
     let worker = Rc::new(Worker {
         shared: Arc::clone(&shared),
         upstreams: Upstreams::default(),
@@ -169,7 +170,6 @@ impl Worker {
         let client_count = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
         tokio::task::spawn_local(async move {
             let _counted = client_count;
-            dial::tune(&client);
             // The pools as a whole are let go at once: a connection may outlive them by hours.
             let routes = worker.pools().stream(port).cloned();
             match routes {
