@@ -1,21 +1,19 @@
 //! UDP applications through the proxy: real sockets on loopback.
 #![allow(missing_docs)]
 
+#[path = "support/crowd.rs"]
+mod crowd;
 mod support;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{ErrorKind, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::libc;
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt,
-};
+use crowd::Crowd;
 use scrimp::app::{App, AppState, PolicyName, Protocol};
 use scrimp::member::{MemberState, Reach};
 use scrimp::name::Port;
@@ -29,9 +27,7 @@ fn udp_app(listen: Port, backend: SocketAddr) -> App {
 /// A real server: what `answer` makes of a datagram goes back to where it came from.
 struct Server {
     address: SocketAddr,
-    /// Where datagrams came from.
     socket: UdpSocket,
-    received: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -43,19 +39,18 @@ impl Server {
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         let socket: UdpSocket = socket.into();
         let address = socket.local_addr().unwrap();
-        let (received, stopped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, is_stopped, reader) = (Arc::clone(&received), Arc::clone(&stopped), socket.try_clone().unwrap());
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (is_stopped, reader) = (Arc::clone(&stopped), socket.try_clone().unwrap());
         thread::spawn(move || {
             let mut buffer = vec![0; 65536];
             while let Ok((length, from)) = reader.recv_from(&mut buffer) {
                 if is_stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                count.fetch_add(1, Ordering::SeqCst);
                 answer(&buffer[..length], from, &reader);
             }
         });
-        Self { address, socket, received, stopped }
+        Self { address, socket, stopped }
     }
 
     /// Answers with its name and what it was sent.
@@ -67,10 +62,6 @@ impl Server {
 
     fn echo() -> Self {
         Self::start(|bytes, from, socket| drop(socket.send_to(bytes, from)))
-    }
-
-    fn received(&self) -> usize {
-        self.received.load(Ordering::SeqCst)
     }
 
     /// Closes the socket: from now on the kernel says that nobody is there.
@@ -516,77 +507,13 @@ fn draining_waits_for_the_answers_that_are_owed_and_for_nothing_else() {
     until("the port closes", || UdpSocket::bind(bed.address(port)).is_ok());
 }
 
-/// One socket that speaks for all of 127.0.0.0/8: as many clients as one likes, for one descriptor.
-struct Crowd {
-    socket: UdpSocket,
-    to: SockaddrIn,
-    control: Vec<u8>,
-}
-
-impl Crowd {
-    fn new(to: SocketAddr) -> Self {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true).unwrap();
-        let _ = socket.set_recv_buffer_size(4 * 1024 * 1024);
-        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).unwrap();
-        let socket: UdpSocket = socket.into();
-        let SocketAddr::V4(to) = to else { panic!("{to}") };
-        Self { socket, to: SockaddrIn::from(to), control: nix::cmsg_space!(libc::in_pktinfo) }
-    }
-
-    fn client(number: u32) -> Ipv4Addr {
-        // From 127.16.0.0 on: clear of what the tests bind.
-        Ipv4Addr::from(0x7f10_0000 + number)
-    }
-
-    fn send(&self, number: u32, bytes: &[u8]) {
-        let from = libc::in_addr { s_addr: u32::from(Self::client(number)).to_be() };
-        let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: libc::in_addr { s_addr: 0 } };
-        let said = [ControlMessage::Ipv4PacketInfo(&info)];
-        let slices = [IoSlice::new(bytes)];
-        while sendmsg(self.socket.as_raw_fd(), &slices, &said, MsgFlags::empty(), Some(&self.to)).is_err() {
-            thread::yield_now();
-        }
-    }
-
-    /// An answer, and for whom; none: there is none for so long.
-    fn receive(&mut self, wait: Duration) -> Option<(u32, Vec<u8>)> {
-        self.socket.set_read_timeout(Some(wait)).unwrap();
-        let mut buffer = [0; 2048];
-        let (length, to) = {
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            let flags = MsgFlags::empty();
-            let message =
-                recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut slices, Some(&mut self.control), flags).ok()?;
-            let to = message.cmsgs().unwrap().find_map(|said| match said {
-                ControlMessageOwned::Ipv4PacketInfo(info) => Some(u32::from_be(info.ipi_addr.s_addr)),
-                _ => None,
-            });
-            (message.bytes, to.unwrap())
-        };
-        Some((to - 0x7f10_0000, buffer[..length].to_vec()))
-    }
-
-    /// Asks for each of the clients until each has an answer; which server it was.
-    fn ask_all(&mut self, clients: std::ops::Range<u32>) -> HashMap<u32, u8> {
-        let mut answers = HashMap::new();
-        let start = Instant::now();
-        while answers.len() < clients.len() {
-            assert!(start.elapsed() < SOON * 6, "{} of {} were answered", answers.len(), clients.len());
-            // So many at a time as fit into everybody's buffers.
-            let missing: Vec<u32> = clients.clone().filter(|client| !answers.contains_key(client)).take(200).collect();
-            missing.iter().for_each(|client| self.send(*client, &client.to_be_bytes()));
-            for _ in &missing {
-                let Some((client, answer)) = self.receive(Duration::from_millis(300)) else {
-                    break;
-                };
-                assert_eq!(answer[1..], client.to_be_bytes());
-                let known = answers.insert(client, answer[0]);
-                assert!(known.is_none_or(|known| known == answer[0]), "client {client} was answered by two");
-            }
-        }
-        answers
-    }
+/// Each asks with its number; which server it was that answered.
+fn ask_all(crowd: &mut Crowd, clients: std::ops::Range<u32>) -> HashMap<u32, u8> {
+    let question = |client: u32| client.to_be_bytes().to_vec();
+    crowd.ask_all(clients, question, |client, answer| {
+        assert_eq!(answer[1..], question(client));
+        answer[0]
+    })
 }
 
 #[test]
@@ -597,86 +524,13 @@ fn ten_thousand_flows_are_each_answered_by_the_backend_that_they_began_with() {
         (1..).zip(&servers).map(|(id, server)| Node::new(id, vec![udp_app(port, server.address)])).collect();
     open_udp(&bed, &nodes, port);
     let mut crowd = Crowd::new(bed.address(port));
-    let first = crowd.ask_all(0..10_000);
+    let first = ask_all(&mut crowd, 0..10_000);
     let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
     first.values().for_each(|server| *counts.entry(*server).or_default() += 1);
     assert!(counts.values().all(|count| (3333..=3334).contains(count)), "{counts:?}");
     for _ in 0..2 {
-        assert!(crowd.ask_all(0..10_000) == first, "some changed their backend");
+        assert!(ask_all(&mut crowd, 0..10_000) == first, "some changed their backend");
     }
     let open = bed.counters.udp_flows.get() - bed.counters.udp_flows_closed.get();
     assert_eq!((open, bed.counters.udp_full.get()), (10_000, 0));
-}
-
-fn resident_kib() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-#[test]
-fn a_flood_of_a_million_sources_leaves_memory_flat_and_the_known_served() {
-    const FLOWS: u32 = 1000;
-    let bed = Bed::with(|config| config.limits.udp_flows = FLOWS);
-    let (port, servers) = (bed.port(), ["a", "b"].map(Server::named));
-    let nodes: Vec<Node> =
-        (1..).zip(&servers).map(|(id, server)| Node::new(id, vec![udp_app(port, server.address)])).collect();
-    open_udp(&bed, &nodes, port);
-    let mut known = Crowd::new(bed.address(port));
-    let first = known.ask_all(0..100);
-    assert!(known.ask_all(0..100) == first);
-    // Known as well, and silent while the flood lasts.
-    let mut silent = Crowd::new(bed.address(port));
-    let silent_first = silent.ask_all(0..100);
-    assert!(silent.ask_all(0..100) == silent_first);
-    // The table is full before memory is looked at.
-    let mut strangers = Crowd::new(bed.address(port));
-    strangers.ask_all(1000..1000 + FLOWS - 200);
-    let (before, begun) = (resident_kib(), bed.counters.udp_flows.get());
-    let start = Instant::now();
-    let is_over = AtomicBool::new(false);
-    let (mut rounds, mut longest) = (0, Duration::ZERO);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for number in 0..1_000_000 {
-                strangers.send(100_000 + number, b"flood");
-                if start.elapsed() > Duration::from_secs(60) {
-                    println!("only {number} in a minute");
-                    break;
-                }
-            }
-            is_over.store(true, Ordering::SeqCst);
-        });
-        while !is_over.load(Ordering::SeqCst) {
-            let round = Instant::now();
-            assert!(known.ask_all(0..100) == first, "a known flow changed its backend");
-            longest = longest.max(round.elapsed());
-            rounds += 1;
-        }
-    });
-    let (after, counters) = (resident_kib(), &bed.counters);
-    println!(
-        "flood {:?}; known: {rounds} rounds of 100, the longest {longest:?}; {before} KiB before, {after} KiB after; {} \
-         flows begun, {} datagrams dropped for want of room, {} passed on",
-        start.elapsed(),
-        counters.udp_flows.get() - begun,
-        counters.udp_full.get(),
-        counters.udp_in.get(),
-    );
-    assert!(rounds > 0);
-    assert!(after < before + 4096, "{before} KiB before, {after} KiB after");
-    assert!(counters.udp_full.get() > 0);
-    let open = counters.udp_flows.get() - counters.udp_flows_closed.get();
-    assert!(open <= u64::from(FLOWS), "{open} flows");
-    let begun = bed.counters.udp_flows.get();
-    assert!(silent.ask_all(0..100) == silent_first, "a silent flow changed its backend");
-    assert_eq!(bed.counters.udp_flows.get(), begun, "the silent flows were there");
-    let received = || servers.iter().map(Server::received).sum::<usize>();
-    until("what was passed on has arrived", || received() as u64 == counters.udp_in.get());
-    until("who comes after the flood is served", || {
-        let late = client(bed.address(port));
-        late.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        late.send(b"?").unwrap();
-        late.recv(&mut [0; 10]).is_ok()
-    });
 }
