@@ -115,6 +115,16 @@ impl PolicyName {
     }
 }
 
+/// How a backend is told whose connection it gets: a header of the PROXY protocol before the client's first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// Version 1, a line of text.
+    V1,
+    /// Version 2, binary.
+    V2,
+}
+
 /// One application as its backend advertises it.
 ///
 /// `Ord` and `Eq` go over all fields: two applications of one name that differ in anything are two.
@@ -136,6 +146,8 @@ pub struct App {
     pub weight: Weight,
     /// How to choose among its backends; none: the balancer's own default.
     pub policy: Option<PolicyName>,
+    /// How it is told whose connection it gets; none: not at all. For `tcp` alone.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// Where a backend is in its life.
@@ -216,6 +228,9 @@ impl App {
             self.domains.clear();
             self.path = PathPrefix::root();
         }
+        if self.protocol != Protocol::Tcp {
+            self.proxy_protocol = None;
+        }
     }
 }
 
@@ -233,6 +248,7 @@ mod tests {
             path: PathPrefix::root(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         }
     }
 

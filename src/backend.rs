@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Protocol;
+use crate::app::{Protocol, ProxyProtocol};
 use crate::member::NodeId;
 use crate::name::{NodeName, Weight};
 
@@ -98,6 +98,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// How it is spoken to.
     pub protocol: Protocol,
+    /// How it is told whose connection it gets.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Its share of the pool.
     pub weight: Weight,
     /// What this balancer sends there.
@@ -106,8 +108,8 @@ pub struct Backend {
 
 impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
-        (self.node, self.address, self.protocol, self.weight)
-            == (other.node, other.address, other.protocol, other.weight)
+        (self.node, self.address, self.protocol, self.proxy_protocol, self.weight)
+            == (other.node, other.address, other.protocol, other.proxy_protocol, other.weight)
             && Arc::ptr_eq(&self.load, &other.load)
     }
 }

@@ -105,6 +105,7 @@ pub(crate) mod tests {
             node_name: format!("n{last_octet}").parse().unwrap(),
             address: SocketAddr::from(([127, 0, 0, last_octet], 80)),
             protocol: Protocol::Http,
+            proxy_protocol: None,
             weight: Weight::try_from(weight).unwrap(),
             load: Arc::default(),
         })

@@ -398,6 +398,7 @@ impl<'a> Build<'a> {
             node_name: node_name.clone(),
             address,
             protocol: app.protocol,
+            proxy_protocol: app.proxy_protocol,
             weight: app.weight,
             load,
         }))
@@ -659,6 +660,7 @@ mod tests {
             path: path.parse().unwrap(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         };
         app.normalize();
         app

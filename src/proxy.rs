@@ -18,6 +18,7 @@ mod http;
 mod listen;
 mod manager;
 mod page;
+mod proxy_protocol;
 mod relay;
 mod splice;
 // Nothing has TLS yet.
@@ -41,9 +42,13 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::name::Port;
 use crate::pool::Pools;
 use crate::report::{ListenReport, ProxyCounters};
 use accept::Admission;
+
+#[cfg(feature = "testing")]
+pub use proxy_protocol::check as check_proxy_protocol;
 
 /// The running proxy. Dropping it ends every connection at once; [`Proxy::drain`] is the polite way.
 #[derive(Debug)]
@@ -142,6 +147,8 @@ pub struct Config {
     pub on_removal: OnRemoval,
     /// Whose `X-Forwarded-…` are believed and added to; everybody else's are replaced.
     pub trusted_proxies: Vec<IpNet>,
+    /// Listen ports at which those say in the PROXY protocol whose connection it is; others are who they are.
+    pub proxy_protocol: Vec<Port>,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -155,9 +162,17 @@ impl Default for Config {
             workers: 0,
             on_removal: OnRemoval::default(),
             trusted_proxies: Vec::new(),
+            proxy_protocol: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }
+    }
+}
+
+impl Config {
+    /// Whether what `peer` says of those behind it is believed.
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 }
 

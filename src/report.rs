@@ -89,6 +89,8 @@ pub struct ProxyCounters {
     pub connections_closed: Counter,
     /// Accepts that failed (no file descriptors left, for one).
     pub accept_failures: Counter,
+    /// Connections of trusted proxies closed because they did not say whose they are, in time and in the PROXY protocol.
+    pub proxy_header_failures: Counter,
     /// Client connections closed because the pool was empty (TCP).
     pub empty_pool: Counter,
     /// HTTP requests taken.

@@ -68,6 +68,7 @@ const PURE: &[&str] = &[
     "gossip/replay.rs",
     "gossip/seal.rs",
     "generate/model.rs",
+    "proxy/proxy_protocol.rs",
     "proxy/udp/flows.rs",
 ];
 

@@ -367,6 +367,11 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         counter("scrimp_connections", "Client connections accepted", &of.connections),
         gauge("scrimp_connections_open", "Client connections open now", open as f64),
         counter("scrimp_accept_failures", "Accepts that failed", &of.accept_failures),
+        counter(
+            "scrimp_proxy_header_failures",
+            "Connections of trusted proxies closed for want of a PROXY protocol header",
+            &of.proxy_header_failures,
+        ),
         counter("scrimp_empty_pool_connections", "Client connections closed for want of a backend", &of.empty_pool),
         counter("scrimp_http_requests", "HTTP requests taken", &of.requests),
         counters("scrimp_http_responses", "HTTP responses, whoever made them", "class", responses),

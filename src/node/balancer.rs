@@ -228,6 +228,7 @@ mod tests {
             path: PathPrefix::root(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         };
         let member = Member {
             id: NodeId(1),

@@ -16,6 +16,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
+use super::proxy_protocol::{self, Parsed};
 use super::{Limits, Shared};
 
 /// Descriptors that are not for connections: listen ports, event queues, gossip, the admin socket, logs, files.
@@ -193,6 +194,33 @@ async fn next(shared: &Arc<Shared>, listener: &TcpListener) -> io::Result<(TcpSt
         match accepted.await? {
             Some(client) => return Ok(client),
             None => room.await,
+        }
+    }
+}
+
+/// Whose connection it is, as a proxy says in the PROXY protocol; none: its own, or it does not know. Reads the header
+/// and nothing that follows it.
+pub(super) async fn announced(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
+    let (mut header, mut peeked) = (Vec::new(), vec![0; proxy_protocol::V2_BYTES_MAX]);
+    loop {
+        let count = stream.peek(&mut peeked).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let before = header.len();
+        header.extend_from_slice(&peeked[..count]);
+        let parsed = proxy_protocol::parse(&header);
+        let taken = match parsed {
+            Parsed::Whole { length, .. } => length - before,
+            Parsed::Partial => count,
+            Parsed::Invalid => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        // They are there: nobody else reads them.
+        if stream.try_read(&mut peeked[..taken])? != taken {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Parsed::Whole { source, .. } = parsed {
+            return Ok(source);
         }
     }
 }

@@ -271,7 +271,7 @@ impl Connection {
         let body = RequestBody::new(body, Rc::clone(&progress), Rc::clone(&self.watch));
         let upgrade = headers::asked_upgrade(&parts, !body.is_empty());
         let is_upgrade = upgrade.is_some();
-        let is_trusted = self.config.trusted_proxies.iter().any(|net| net.contains(&self.peer.ip().to_canonical()));
+        let is_trusted = self.config.trusts(self.peer.ip());
         headers::to_backend(&mut parts.headers, &self.forwarded_for, &target.host_field, upgrade, is_trusted);
         if !body.is_empty() && body.size_hint().exact().is_none() {
             parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

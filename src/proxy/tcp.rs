@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::dial::{self, reset_on_close};
+use super::proxy_protocol;
 use super::relay::{self, End, Outcome};
 use super::stream::Stream;
 use super::{OnRemoval, Shared};
@@ -30,7 +31,7 @@ pub(super) async fn serve(shared: &Shared, client: TcpStream, peer: SocketAddr, 
         match connected {
             Some(Ok(backend)) => {
                 drop(pool);
-                return pass(shared, client.into(), backend.into(), &lease).await;
+                return pass(shared, peer, client.into(), backend.into(), &lease).await;
             }
             // It failed, or is gone: there may be others, and nothing was sent.
             Some(Err(_)) | None => tried.push(lease.backend().address),
@@ -46,10 +47,15 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
     limit.is_some_and(|limit| u64::from(limit) <= active())
 }
 
-async fn pass(shared: &Shared, mut client: Stream, mut backend: Stream, lease: &Lease) {
+async fn pass(shared: &Shared, peer: SocketAddr, mut client: Stream, mut backend: Stream, lease: &Lease) {
     let counters = &shared.counters;
+    // What the backend is told goes ahead of what the client says.
+    let ahead = match (lease.backend().proxy_protocol, client.tcp().local_addr()) {
+        (Some(version), Ok(local)) => Bytes::from(proxy_protocol::header(version, peer, local)),
+        _ => Bytes::new(),
+    };
     let idle = shared.config.load().timeouts.tcp_idle;
-    let client_end = End { stream: &mut client, ahead: Bytes::new(), sent: Some(&counters.bytes_in), load: None };
+    let client_end = End { stream: &mut client, ahead, sent: Some(&counters.bytes_in), load: None };
     let load = Some(&*lease.backend().load);
     let backend_end = End { stream: &mut backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
     match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {

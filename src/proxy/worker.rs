@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::accept::{self, Slot};
+use super::dial::reset_on_close;
 use super::manager::{ListenSocket, Listening, Sockets};
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
@@ -164,12 +165,30 @@ impl Worker {
         drop(listening);
     }
 
+    /// Whose connection it is; none: who had to say it did not, or not in time.
+    async fn source(&self, port: Port, client: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+        let config = self.shared.config.load_full();
+        if !config.proxy_protocol.contains(&port) || !config.trusts(peer.ip()) {
+            return Some(peer);
+        }
+        match tokio::time::timeout(config.timeouts.first_byte, accept::announced(client)).await {
+            Ok(Ok(source)) => Some(source.unwrap_or(peer)),
+            Ok(Err(_)) | Err(_) => {
+                self.shared.counters.proxy_header_failures.inc();
+                None
+            }
+        }
+    }
+
     /// A task for each client; one that panics ends alone.
     fn serve(self: &Rc<Self>, port: Port, client: TcpStream, peer: SocketAddr, slot: Slot) {
         let worker = Rc::clone(self);
         let client_count = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
         tokio::task::spawn_local(async move {
             let _counted = client_count;
+            let Some(peer) = worker.source(port, &client, peer).await else {
+                return reset_on_close(&client);
+            };
             // The pools as a whole are let go at once: a connection may outlive them by hours.
             let routes = worker.pools().stream(port).cloned();
             match routes {
