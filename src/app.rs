@@ -125,6 +125,16 @@ impl PolicyName {
     }
 }
 
+/// How a backend is told whose connection it gets: a header of the PROXY protocol before the client's first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// Version 1, a line of text.
+    V1,
+    /// Version 2, binary.
+    V2,
+}
+
 /// One application as its backend advertises it.
 ///
 /// `Ord` and `Eq` go over all fields: two applications of one name that differ in anything are two.
@@ -147,6 +157,8 @@ pub struct App {
     pub weight: Weight,
     /// How to choose among its backends; none: the balancer's own default.
     pub policy: Option<PolicyName>,
+    /// How it is told whose connection it gets; none: not at all. For `tcp` alone.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// Where a backend is in its life.
@@ -229,6 +241,9 @@ impl App {
         if self.protocol.transport() != Transport::Http {
             self.path = PathPrefix::root();
         }
+        if self.protocol != Protocol::Tcp {
+            self.proxy_protocol = None;
+        }
     }
 
     /// Whether it may be for some hosts alone: clients of the others name none.
@@ -252,6 +267,7 @@ mod tests {
             path: PathPrefix::root(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Protocol;
+use crate::app::{Protocol, ProxyProtocol};
 use crate::member::NodeId;
 use crate::name::{Hostname, NodeName, Weight};
 
@@ -100,6 +100,8 @@ pub struct Backend {
     pub protocol: Protocol,
     /// If it speaks TLS, the first host that its application is for by name: its certificate may be for that too.
     pub domain: Option<Hostname>,
+    /// How it is told whose connection it gets.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Its share of the pool.
     pub weight: Weight,
     /// What this balancer sends there.
@@ -108,8 +110,8 @@ pub struct Backend {
 
 impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
-        (self.node, self.address, self.protocol, &self.domain, self.weight)
-            == (other.node, other.address, other.protocol, &other.domain, other.weight)
+        (self.node, self.address, self.protocol, &self.domain, self.proxy_protocol, self.weight)
+            == (other.node, other.address, other.protocol, &other.domain, other.proxy_protocol, other.weight)
             && Arc::ptr_eq(&self.load, &other.load)
     }
 }

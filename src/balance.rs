@@ -106,6 +106,7 @@ pub(crate) mod tests {
             address: SocketAddr::from(([127, 0, 0, last_octet], 80)),
             protocol: Protocol::Http,
             domain: None,
+            proxy_protocol: None,
             weight: Weight::try_from(weight).unwrap(),
             load: Arc::default(),
         })

@@ -68,6 +68,8 @@ SPEC is NAME:PORT[/PROTOCOL][,key=value]...
   weight     share of the requests, 1 to 1000 (100)
   health     path to ask with GET, or tcp: only connect (tcp)
   address    where its health is asked (127.0.0.1)
+  proxy-protocol
+             v1 or v2: a tcp application is told whose connection it gets
 
 Examples:
   scrimp backend --seed s3://bucket/prefix --app web:8080

@@ -404,6 +404,7 @@ mod tests {
             path: PathPrefix::root(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         };
         Target { app, address: IpAddr::from([127, 0, 0, 1]), check, interval: Duration::from_millis(200) }
     }

@@ -423,6 +423,7 @@ impl<'a> Build<'a> {
             address,
             protocol: app.protocol,
             domain: app.domains.iter().find_map(exact).filter(|_| app.protocol.is_tls()).cloned(),
+            proxy_protocol: app.proxy_protocol,
             weight: app.weight,
             load,
         }))
@@ -701,6 +702,7 @@ mod tests {
             path: path.parse().unwrap(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         };
         app.normalize();
         app

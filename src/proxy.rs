@@ -2,11 +2,11 @@
 //!
 //! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
 //! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
-//! nothing but sockets that listen, counters and the pools. `tcp` and `http1` say what becomes of a connection, `forward`
-//! how a request finds its backend.
+//! nothing but sockets that listen, counters and the pools. `tcp`, `http1` and `udp` say what becomes of a connection or a
+//! datagram, `forward` how a request finds its backend.
 //!
-//! Not served here: UDP applications (their ports are reported with a remedy), and backends that are spoken to with
-//! HTTP/2 (they are passed over; if a route has no other, its requests are answered 502).
+//! Not served here: backends that are spoken to with HTTP/2 (they are passed over; if a route has no other, its requests are
+//! answered 502).
 
 mod accept;
 mod bell;
@@ -16,11 +16,14 @@ mod http1;
 mod listen;
 mod manager;
 mod page;
+mod proxy_protocol;
 mod relay;
+mod splice;
 mod stream;
 mod tcp;
 pub mod tls;
 mod tunnel;
+mod udp;
 mod upstream;
 mod worker;
 
@@ -44,6 +47,9 @@ use crate::report::{ListenReport, ProxyCounters};
 use accept::Admission;
 #[cfg(feature = "testing")]
 pub use http1::testing;
+
+#[cfg(feature = "testing")]
+pub use proxy_protocol::check as check_proxy_protocol;
 
 /// The running proxy. Dropping it ends every connection at once; [`Proxy::drain`] is the polite way.
 #[derive(Debug)]
@@ -87,14 +93,14 @@ impl Proxy {
         let shared = Arc::new(Shared {
             tls: tls::Tls::new(&config)?,
             reconfigured: Notify::new(),
-            admission: Admission::new(config.limits.connections),
+            admission: Admission::new(&config.limits, worker_count),
             config: ArcSwap::from_pointee(config),
             counters,
             told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
-        let (manager, outlets) = manager::Manager::new(Arc::clone(&shared), pools);
+        let (manager, outlets) = manager::Manager::new(Arc::clone(&shared), worker_count, pools);
         let workers = (0..worker_count)
             .map(|index| worker::spawn(index, &shared, outlets.pools.clone(), outlets.sockets.clone()))
             .collect::<anyhow::Result<Vec<_>>>()
@@ -126,13 +132,13 @@ impl Proxy {
     /// workers stay as they were at the start.
     pub fn reconfigure(&self, config: Config) {
         let old = self.shared.config.load_full();
-        self.shared.admission.set_limit(config.limits.connections);
+        self.shared.admission.set_limits(&config.limits);
         self.shared.config.store(Arc::new(Config { bind: old.bind.clone(), workers: old.workers, ..config }));
         self.shared.reconfigured.notify_one();
     }
 
-    /// Closes the listen ports, lets what is open finish until `deadline` has passed, then ends it. Returns how many
-    /// connections were cut.
+    /// Closes the listen ports, lets what is open finish until `deadline` has passed, then ends it. A UDP flow has
+    /// finished when it has its answer, or has waited a second for one. Returns how many connections were cut.
     pub async fn drain(mut self, deadline: Duration) -> usize {
         self.shared.draining.cancel();
         let _ = tokio::time::timeout(deadline, self.shared.admission.all_closed()).await;
@@ -168,6 +174,8 @@ pub struct Config {
     pub https: Https,
     /// How backends with TLS prove who they are.
     pub backend_tls: BackendTls,
+    /// Listen ports at which those say in the PROXY protocol whose connection it is; others are who they are.
+    pub proxy_protocol: Vec<Port>,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -184,6 +192,7 @@ impl Default for Config {
             certificates: Vec::new(),
             https: Https::default(),
             backend_tls: BackendTls::default(),
+            proxy_protocol: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }
@@ -225,6 +234,13 @@ pub struct BackendTls {
 impl Default for BackendTls {
     fn default() -> Self {
         Self { verify: true, ca: None, server_name: None }
+    }
+}
+
+impl Config {
+    /// Whether what `peer` says of those behind it is believed.
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|net| net.contains(&peer.to_canonical()))
     }
 }
 
@@ -280,8 +296,10 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Client connections, overall; none: from the descriptor limit.
     pub connections: Option<u32>,
-    /// Client connections for one application; none: no limit of its own.
+    /// Client connections and UDP flows for one application; none: no limit of its own.
     pub app_connections: Option<u32>,
+    /// UDP flows, overall; fewer if there are not as many descriptors.
+    pub udp_flows: u32,
     /// Bytes of a request's header.
     pub header_bytes: usize,
     /// Fields of a request's header.
@@ -295,6 +313,8 @@ impl Default for Limits {
         Self {
             connections: None,
             app_connections: None,
+            // About 40 MB of memory, most of it the kernel's.
+            udp_flows: 10_000,
             header_bytes: 32 * 1024,
             header_fields: 100,
             target_bytes: 8 * 1024,

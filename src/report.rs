@@ -95,6 +95,8 @@ pub struct ProxyCounters {
     pub tls_resumed: Counter,
     /// TLS handshakes with clients that failed: no TLS, nothing in common, too slow, too many at once.
     pub tls_failures: Counter,
+    /// Connections of trusted proxies closed because they did not say whose they are, in time and in the PROXY protocol.
+    pub proxy_header_failures: Counter,
     /// Client connections closed because the pool was empty (TCP).
     pub empty_pool: Counter,
     /// HTTP requests taken.
@@ -121,6 +123,22 @@ pub struct ProxyCounters {
     pub bytes_in: Counter,
     /// Bytes from backends to clients, TCP applications.
     pub bytes_out: Counter,
+    /// UDP flows begun.
+    pub udp_flows: Counter,
+    /// UDP flows ended.
+    pub udp_flows_closed: Counter,
+    /// Datagrams of clients passed on.
+    pub udp_in: Counter,
+    /// Datagrams of backends passed on.
+    pub udp_out: Counter,
+    /// Datagrams dropped: of a client that is not known, and there is no room for more.
+    pub udp_full: Counter,
+    /// Datagrams dropped: no backend could be reached.
+    pub udp_no_backend: Counter,
+    /// Datagrams dropped: the network did not take them (too long, or too many at once).
+    pub udp_unsent: Counter,
+    /// Datagrams dropped: from an address that cannot be answered.
+    pub udp_unanswerable: Counter,
 }
 
 /// What `generate` counts.

@@ -54,6 +54,7 @@ fn app(name: &str, port: u16, domains: &[&str]) -> App {
         path: PathPrefix::root(),
         weight: Weight::default(),
         policy: None,
+        proxy_protocol: None,
     }
 }
 

@@ -197,6 +197,7 @@ fn defaults_are_those_of_the_contract() {
     let limits = Limits {
         connections: None,
         app_connections: None,
+        udp_flows: 10_000,
         header_bytes: 32 * 1024,
         header_fields: 100,
         target_bytes: 8 * 1024,
@@ -226,6 +227,7 @@ fn every_setting_of_a_file_arrives() {
 
     let lb = config.lb;
     assert_eq!((lb.proxy.workers, lb.proxy.on_removal), (2, OnRemoval::Kill));
+    assert_eq!(lb.proxy.proxy_protocol, [port(443), port(5432)]);
     let seconds = Duration::from_secs;
     let timeouts = Timeouts {
         connect: seconds(1),
@@ -241,6 +243,7 @@ fn every_setting_of_a_file_arrives() {
     let limits = Limits {
         connections: Some(10000),
         app_connections: Some(5000),
+        udp_flows: 20_000,
         header_bytes: 64 * 1024,
         header_fields: 50,
         target_bytes: 4096,
@@ -271,6 +274,7 @@ fn every_setting_of_a_file_arrives() {
         path: "/shop".parse().unwrap(),
         weight: Weight::try_from(50).unwrap(),
         policy: Some(PolicyName::Hash),
+        proxy_protocol: None,
     };
     assert_eq!(config.apps[0].app, web);
     assert_eq!(config.apps[0].address, IpAddr::from([127, 0, 0, 2]));
@@ -566,7 +570,9 @@ fn a_wrong_spec_is_told_part_by_part() {
         ("web:80,tcp", "\"tcp\" is no key=value"),
         ("web:80,domains=a.com", "\"domains\" is not known here: did you mean domain?"),
         ("web:80,lsten=1", "did you mean listen?"),
-        ("web:80,name=x", "use listen, domain, path, weight, health or address"),
+        ("web:80,name=x", "use listen, domain, path, weight, health, address or proxy-protocol"),
+        ("web:80,proxy-protocol=v1", "it is for tcp applications alone: take proxy-protocol away"),
+        ("db:1/tcp,proxy-protocol=v3", "proxy-protocol: \"v3\" is not known here"),
         ("web:80,listen=1,listen=2", "listen is given twice"),
         ("web:80,listen=0", "listen: expected a port"),
         ("web:80,domain=a b", "domain \"a b\" is not valid"),
@@ -682,6 +688,15 @@ fn what_needs_a_restart_is_named() {
     }
     etc.write("other.key", &keygen());
     assert_eq!(restart_needed(&old, &load("cluster.key = 'other.key'")), [""; 0], "keys change while it runs");
+}
+
+#[test]
+fn who_speaks_the_proxy_protocol_is_named() {
+    let etc = Etc::new();
+    etc.write("scrimp.toml", "[lb]\nproxy-protocol = [443]\ntrusted-proxies = [\"private\"]");
+    assert_eq!(etc.check(&Typed::default()).unwrap().lb.proxy.proxy_protocol, [port(443)]);
+    etc.write("scrimp.toml", "[lb]\nproxy-protocol = [443]");
+    assert!(etc.mistakes(&Typed::default()).contains(":2:18: lb.proxy-protocol: nobody would be believed"));
 }
 
 #[test]

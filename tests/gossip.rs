@@ -49,6 +49,7 @@ fn offer(apps: usize, domains: usize) -> Offer {
         path: PathPrefix::root(),
         weight: Weight::default(),
         policy: None,
+        proxy_protocol: None,
     };
     Offer { apps: (0..apps).map(|i| (app(i), AppState::Ready)).collect() }
 }

@@ -79,6 +79,8 @@ const PURE: &[&str] = &[
     "proxy/http1/fields.rs",
     "proxy/http1/head.rs",
     "proxy/page.rs",
+    "proxy/proxy_protocol.rs",
+    "proxy/udp/flows.rs",
 ];
 
 /// What a file that touches nothing does not name.

@@ -4,8 +4,10 @@
 mod support;
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -40,10 +42,46 @@ fn running_out_of_descriptors_is_survived() {
     until("it serves again", || {
         TcpStream::connect(bed.address(port)).is_ok_and(|client| {
             client.set_read_timeout(Some(SOON)).unwrap();
-            std::io::Read::read_exact(&mut &client, &mut [0]).is_ok()
+            (&client).read_exact(&mut [0]).is_ok()
         })
     });
     assert_eq!(read_exactly(&bed.connect(port), 1), b"a");
+    bulk_is_copied_where_no_descriptor_is_left_for_a_pipe();
+}
+
+/// Pipes that this process has open.
+fn pipes() -> usize {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    let is_pipe = |to: PathBuf| to.to_string_lossy().starts_with("pipe:");
+    fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(is_pipe)).count()
+}
+
+/// In the same process, after the other: both change the limit.
+fn bulk_is_copied_where_no_descriptor_is_left_for_a_pipe() {
+    const BYTES: usize = 4 * 1024 * 1024;
+    let bed = Bed::new();
+    let origin = Origin::start(|mut stream| {
+        while stream.read_exact(&mut [0]).is_ok() {
+            stream.write_all(&vec![7; BYTES]).unwrap();
+        }
+    });
+    let port = bed.port();
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    bed.settle();
+    let mut client = bed.connect(port);
+    let mut ask = || {
+        client.write_all(b"?").unwrap();
+        assert!(read_exactly(&client, BYTES).iter().all(|byte| *byte == 7));
+    };
+    let hard = getrlimit(Resource::Nofile).maximum;
+    until("the backend is connected to", || origin.accepted() == 2);
+    let (before, used) = (pipes(), std::fs::read_dir("/proc/self/fd").unwrap().count() as u64);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(used - 1), maximum: hard }).unwrap();
+    ask();
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
+    assert_eq!(pipes(), before);
+    ask();
+    assert!(pipes() > before, "it is moved where there are descriptors");
 }
 
 fn processor_time(stat: &File) -> Duration {

@@ -81,6 +81,94 @@ fn bytes_pass_unchanged_and_are_counted() {
     assert_eq!((bed.counters.bytes_in.get(), bed.counters.bytes_out.get()), (3_000_000, 3_000_000));
 }
 
+/// Sends so much and reads as much, in pieces of all sizes and at a changing pace; each side ends when it has sent all.
+fn exchange(stream: &TcpStream, bytes: usize, mut random: fastrand::Rng) {
+    // Its length is prime: a piece that is lost or comes twice is found.
+    let pattern: Vec<u8> = (0..1_000_003_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let piece = |random: &mut fastrand::Rng, at: usize| {
+        let size = [100, 2_000, 70_000, 300_000][random.usize(..4)];
+        let start = at % pattern.len();
+        start..(start + 1 + random.usize(..size)).min(pattern.len()).min(start + bytes - at)
+    };
+    let mut reading = random.fork();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sent = 0;
+            while sent < bytes {
+                let piece = piece(&mut random, sent);
+                sent += piece.len();
+                (&*stream).write_all(&pattern[piece]).unwrap();
+                if random.u8(..) < 8 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        let (mut read, mut buffer) = (0, vec![0; 300_000]);
+        while read < bytes {
+            let piece = piece(&mut reading, read);
+            let count = (&*stream).read(&mut buffer[..piece.len()]).unwrap();
+            assert!(count > 0, "{read} of {bytes} bytes came");
+            assert!(buffer[..count] == pattern[piece.start..piece.start + count], "wrong bytes behind {read}");
+            read += count;
+            if reading.u8(..) < 8 {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        assert_eq!((&*stream).read(&mut buffer).unwrap(), 0, "and nothing more");
+    });
+}
+
+#[test]
+fn bulk_passes_unchanged_both_ways_at_once_whatever_the_pace() {
+    const BYTES: usize = 12_000_000;
+    const CLIENTS: u64 = 4;
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let bed = Bed::new();
+    let port = bed.port();
+    let origin = Origin::start(move |stream| {
+        if stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+            exchange(&stream, BYTES, fastrand::Rng::with_seed(!seed));
+        }
+    });
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let stream = bed.connect(port);
+            scope.spawn(move || exchange(&stream, BYTES, fastrand::Rng::with_seed(seed + client)));
+        }
+    });
+    let total = BYTES as u64 * CLIENTS;
+    assert_eq!((bed.counters.bytes_in.get(), bed.counters.bytes_out.get()), (total, total));
+    assert_eq!(bed.counters.broken.get(), 0);
+}
+
+#[test]
+fn a_slow_reader_of_bulk_gets_all_of_it_after_the_backend_has_ended() {
+    let bed = Bed::new();
+    let port = bed.port();
+    // More than all the kernel's buffers on the way.
+    let bytes: Vec<u8> = (0..40_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sent = Arc::new(bytes);
+    let all = Arc::clone(&sent);
+    let origin = Origin::start(move |mut stream| drop(stream.write_all(&all)));
+    bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let client = bed.connect(port);
+    let mut read = Vec::with_capacity(sent.len());
+    let mut buffer = vec![0; 1_000_000];
+    loop {
+        let count = (&client).read(&mut buffer).unwrap();
+        read.extend_from_slice(&buffer[..count]);
+        if count == 0 {
+            break;
+        }
+        thread::yield_now();
+    }
+    assert!(read == *sent, "{} of {} bytes", read.len(), sent.len());
+}
+
 #[test]
 fn killing_ends_connections_of_a_removed_backend_within_a_second() {
     let bed = Bed::with(|config| config.on_removal = OnRemoval::Kill);
@@ -543,18 +631,6 @@ fn a_taken_port_is_reported_and_opens_when_it_is_free() {
     bed.until_open(port);
     assert_eq!(bed.report(port).unwrap().error, None);
     assert_eq!(greeted_by(&bed, port), 'a');
-}
-
-#[test]
-fn a_udp_application_is_reported_with_its_remedy() {
-    let bed = Bed::new();
-    let port = bed.port();
-    let mut app = tcp_app(port, nobody());
-    app.protocol = scrimp::app::Protocol::Udp;
-    bed.publish(&[Node::new(1, vec![app])]);
-    until("the port is reported", || bed.report(port).is_some());
-    let report = bed.report(port).unwrap();
-    assert!(report.addresses.is_empty() && report.error.unwrap().contains("generate mode"));
 }
 
 #[test]

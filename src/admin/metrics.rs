@@ -355,6 +355,14 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         ("gateway-timeout", &of.gateway_timeout),
     ];
     let bytes = [("in", &of.bytes_in), ("out", &of.bytes_out)];
+    let flows = of.udp_flows.get().saturating_sub(of.udp_flows_closed.get());
+    let datagrams = [("in", &of.udp_in), ("out", &of.udp_out)];
+    let dropped = [
+        ("full", &of.udp_full),
+        ("no-backend", &of.udp_no_backend),
+        ("unsent", &of.udp_unsent),
+        ("unanswerable", &of.udp_unanswerable),
+    ];
     vec![
         counter("scrimp_connections", "Client connections accepted", &of.connections),
         gauge("scrimp_connections_open", "Client connections open now", open as f64),
@@ -362,6 +370,11 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         counter("scrimp_tls_handshakes", "TLS handshakes with clients finished", &of.tls_handshakes),
         counter("scrimp_tls_resumptions", "Those that went on with an earlier session", &of.tls_resumed),
         counter("scrimp_tls_failures", "TLS handshakes with clients that failed", &of.tls_failures),
+        counter(
+            "scrimp_proxy_header_failures",
+            "Connections of trusted proxies closed for want of a PROXY protocol header",
+            &of.proxy_header_failures,
+        ),
         counter("scrimp_empty_pool_connections", "Client connections closed for want of a backend", &of.empty_pool),
         counter("scrimp_http_requests", "HTTP requests taken", &of.requests),
         counters("scrimp_http_responses", "HTTP responses, whoever made them", "class", responses),
@@ -371,6 +384,10 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         counter("scrimp_killed_connections", "Connections ended because their backend was gone", &of.killed),
         counter("scrimp_broken_connections", "Connections and responses that a backend broke off", &of.broken),
         counters("scrimp_tcp_bytes", "Bytes of TCP applications, as seen from the clients", "direction", bytes),
+        counter("scrimp_udp_flows", "UDP flows begun", &of.udp_flows),
+        gauge("scrimp_udp_flows_open", "UDP flows open now", flows as f64),
+        counters("scrimp_udp_datagrams", "Datagrams passed on, as seen from the clients", "direction", datagrams),
+        counters("scrimp_udp_dropped", "Datagrams dropped", "reason", dropped),
     ]
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::app::{App, AppState, Offer, OfferError, PolicyName, Protocol, Transport};
+use crate::app::{App, AppState, Offer, OfferError, PolicyName, Protocol, ProxyProtocol, Transport};
 use crate::name::{AppName, DomainPattern, PathPrefix, Port, Weight};
 
 use super::mistake::{Notes, Place};
@@ -59,6 +59,12 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Placed> {
     let path = section.take_or("path", PathPrefix::root(), value::word);
     let weight = section.take_or("weight", Weight::default(), weight);
     let policy = section.take_or("policy", None, |node| policy(node).map(Some));
+    let proxy_protocol = section.take_or("proxy-protocol", None, |node| {
+        value::choice(node, &[("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)]).map(Some)
+    });
+    if protocol.is_some_and(|protocol| protocol != Protocol::Tcp) && section.was_given("proxy-protocol") {
+        section.note(section.place("proxy-protocol"), "it is for tcp applications alone: take proxy-protocol away");
+    }
     let health = health(&mut section, protocol);
     let is_found_by_port = protocol.is_some_and(|protocol| protocol.transport() != Transport::Http);
     for (key, message) in protocol.into_iter().flat_map(meaningless) {
@@ -81,6 +87,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Placed> {
         path: path?,
         weight: weight?,
         policy: policy?,
+        proxy_protocol: proxy_protocol?,
     };
     app.normalize();
     Some((place, AppConfig { app, address: address?, health: health? }))
@@ -203,7 +210,7 @@ struct Spec<'a> {
 
 impl Spec<'_> {
     fn pair(&mut self, key: &str, value: &str) {
-        const KEYS: [&str; 6] = ["listen", "domain", "path", "weight", "health", "address"];
+        const KEYS: [&str; 7] = ["listen", "domain", "path", "weight", "health", "address", "proxy-protocol"];
         match KEYS.into_iter().find(|known| *known == key) {
             Some("domain") => self.domains.push(Node::word(self.place.key("domain"), value)),
             Some(known) if self.entries.iter().any(|entry| entry.key == known) => {

@@ -83,8 +83,14 @@ fn read_proxy(section: &mut Section<'_>, is_to_run: bool) -> proxy::Config {
         section.note(section.place("bind"), "no address, so no port would open: use [\"0.0.0.0\", \"::\"]");
     }
     let trusted = section.take_list("trusted-proxies", trusted_proxy).unwrap_or_default();
+    let proxy_protocol = section.take_list("proxy-protocol", value::port).unwrap_or_default();
+    if trusted.is_empty() && !proxy_protocol.is_empty() && !section.is_wrong("trusted-proxies") {
+        let message = "nobody would be believed: name those who speak it in trusted-proxies";
+        section.note(section.place("proxy-protocol"), message);
+    }
     proxy::Config {
         trusted_proxies: trusted.into_iter().flat_map(|(_, nets)| nets).collect(),
+        proxy_protocol: proxy_protocol.into_iter().map(|(_, port)| port).collect(),
         bind: if given.is_some() { bind } else { default.bind },
         workers: section.take("workers", |node| count(node, 0..=256)).unwrap_or(default.workers),
         on_removal: section.take("on-removal", |node| value::choice(node, &removals)).unwrap_or_default(),
@@ -161,6 +167,7 @@ fn read_limits(mut section: Section<'_>) -> Limits {
     let mut limits = Limits {
         connections: section.take("connections", connections).unwrap_or(default.connections),
         app_connections: section.take("app-connections", connections).unwrap_or(default.app_connections),
+        udp_flows: section.take("udp-flows", connections).flatten().unwrap_or(default.udp_flows),
         header_bytes: section
             .take("header-bytes", |node| bytes(node, 1024..=1024 * 1024))
             .unwrap_or(default.header_bytes),

@@ -136,6 +136,7 @@ mod tests {
             path: PathPrefix::root(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         };
         app.normalize();
         app

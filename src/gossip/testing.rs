@@ -470,6 +470,7 @@ fn apps(script: &mut Script<'_>) -> Vec<App> {
                 path: PathPrefix::root(),
                 weight: Weight::default(),
                 policy: None,
+                proxy_protocol: None,
             };
             app.normalize();
             app

@@ -226,6 +226,7 @@ mod tests {
             path: PathPrefix::root(),
             weight: Weight::default(),
             policy: None,
+            proxy_protocol: None,
         };
         let member = Member {
             id: NodeId(1),

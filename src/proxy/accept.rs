@@ -1,4 +1,7 @@
 //! Accepting: how many clients may be in, and the loop that lets them in.
+//!
+//! A connection takes two descriptors, its own and its backend's, a UDP flow one. Where the settings do not say how many
+//! connections may be open, they get the descriptors that flows have not taken.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,37 +16,60 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-use super::Shared;
+use super::proxy_protocol::{self, Parsed};
+use super::{Limits, Shared};
 
 /// Descriptors that are not for connections: listen ports, event queues, gossip, the admin socket, logs, files.
 const DESCRIPTORS_KEPT: u64 = 64;
+/// Of so many descriptors a worker may have one pipe, which takes two.
+const DESCRIPTORS_A_PIPE: u64 = 64;
+/// The most pipes that a worker may have.
+const PIPES_MAX: u64 = 256;
 /// The first pause after an accept that failed; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How many client connections are open, and how many may be.
+/// How many client connections and UDP flows are open, and how many may be.
 #[derive(Debug)]
 pub(super) struct Admission {
     open: AtomicUsize,
+    flows: AtomicUsize,
+    /// Client connections; 0: what the descriptors bear.
     limit: AtomicUsize,
+    flows_limit: AtomicUsize,
+    /// Descriptors for connections and flows.
+    descriptors: usize,
+    /// Pipes that a worker may have.
+    pipes: usize,
     room: Notify,
     closed: Notify,
 }
 
 impl Admission {
-    /// `limit` connections, or what the descriptor limit bears.
-    pub(super) fn new(limit: Option<u32>) -> Self {
-        Self {
+    /// As many as `limits` and the descriptor limit bear.
+    pub(super) fn new(limits: &Limits, workers: usize) -> Self {
+        let descriptors = raise_descriptor_limit();
+        let workers = workers.max(1) as u64;
+        let pipes = (descriptors / DESCRIPTORS_A_PIPE / workers).min(PIPES_MAX);
+        let descriptors = descriptors.saturating_sub(DESCRIPTORS_KEPT + 2 * pipes * workers).max(2);
+        let admission = Self {
             open: AtomicUsize::new(0),
-            limit: AtomicUsize::new(connections_max(limit)),
+            flows: AtomicUsize::new(0),
+            limit: AtomicUsize::new(0),
+            flows_limit: AtomicUsize::new(0),
+            descriptors: usize::try_from(descriptors).unwrap_or(usize::MAX),
+            pipes: usize::try_from(pipes).unwrap_or(0),
             room: Notify::new(),
             closed: Notify::new(),
-        }
+        };
+        admission.set_limits(limits);
+        admission
     }
 
-    pub(super) fn set_limit(&self, limit: Option<u32>) {
-        self.limit.store(connections_max(limit), Ordering::Relaxed);
+    pub(super) fn set_limits(&self, limits: &Limits) {
+        self.limit.store(limits.connections.map_or(0, |some| some as usize), Ordering::Relaxed);
+        self.flows_limit.store(limits.udp_flows as usize, Ordering::Relaxed);
         self.room.notify_waiters();
     }
 
@@ -52,22 +78,46 @@ impl Admission {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// How many are open now.
+    /// How many pipes a worker may have.
+    pub(super) fn pipes(&self) -> usize {
+        self.pipes
+    }
+
+    /// How many connections are open now.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Acquire)
     }
 
-    /// Waits until none is open. For one waiter at a time.
+    /// Waits until none is open, and no flow either. For one waiter at a time.
     pub(super) async fn all_closed(&self) {
-        while self.open() > 0 {
+        while self.open() > 0 || self.flows.load(Ordering::Acquire) > 0 {
             self.closed.notified().await;
         }
     }
 
     fn enter(&self) -> bool {
-        let limit = self.limit.load(Ordering::Relaxed);
-        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1)).is_ok()
+        let limit = match self.limit.load(Ordering::Relaxed) {
+            0 => self.descriptors.saturating_sub(self.flows.load(Ordering::Relaxed)) / 2,
+            some => some,
+        };
+        enter(&self.open, limit)
     }
+
+    fn enter_flow(&self) -> bool {
+        let left = self.descriptors.saturating_sub(self.open.load(Ordering::Relaxed).saturating_mul(2));
+        enter(&self.flows, self.flows_limit.load(Ordering::Relaxed).min(left))
+    }
+
+    fn leave(&self, count: &AtomicUsize) {
+        if count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.closed.notify_one();
+        }
+        self.room.notify_one();
+    }
+}
+
+fn enter(count: &AtomicUsize, limit: usize) -> bool {
+    count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1)).is_ok()
 }
 
 /// A place for one client connection; given back when dropped.
@@ -85,10 +135,30 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let admission = &self.shared.admission;
-        if admission.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            admission.closed.notify_one();
-        }
-        admission.room.notify_one();
+        admission.leave(&admission.open);
+    }
+}
+
+/// A place for one UDP flow; given back when dropped.
+#[derive(Debug)]
+pub(super) struct FlowSlot {
+    shared: Arc<Shared>,
+}
+
+impl FlowSlot {
+    pub(super) fn take(shared: &Arc<Shared>) -> Option<Self> {
+        shared.admission.enter_flow().then(|| {
+            shared.counters.udp_flows.inc();
+            Self { shared: Arc::clone(shared) }
+        })
+    }
+}
+
+impl Drop for FlowSlot {
+    fn drop(&mut self) {
+        self.shared.counters.udp_flows_closed.inc();
+        let admission = &self.shared.admission;
+        admission.leave(&admission.flows);
     }
 }
 
@@ -133,12 +203,30 @@ async fn next(shared: &Arc<Shared>, listener: &TcpListener) -> io::Result<(TcpSt
     }
 }
 
-/// Each client needs two descriptors, its own and its backend's.
-fn connections_max(limit: Option<u32>) -> usize {
-    let descriptors = raise_descriptor_limit();
-    match limit {
-        Some(some) => some as usize,
-        None => usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2).unwrap_or(usize::MAX).max(1),
+/// Whose connection it is, as a proxy says in the PROXY protocol; none: its own, or it does not know. Reads the header
+/// and nothing that follows it.
+pub(super) async fn announced(stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
+    let (mut header, mut peeked) = (Vec::new(), vec![0; proxy_protocol::V2_BYTES_MAX]);
+    loop {
+        let count = stream.peek(&mut peeked).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let before = header.len();
+        header.extend_from_slice(&peeked[..count]);
+        let parsed = proxy_protocol::parse(&header);
+        let taken = match parsed {
+            Parsed::Whole { length, .. } => length - before,
+            Parsed::Partial => count,
+            Parsed::Invalid => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        // They are there: nobody else reads them.
+        if stream.try_read(&mut peeked[..taken])? != taken {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Parsed::Whole { source, .. } = parsed {
+            return Ok(source);
+        }
     }
 }
 

@@ -46,13 +46,13 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Small pieces go out at once, and a peer that vanished without a word is found out in the end.
-pub(super) fn tune(stream: &TcpStream) {
-    let (after, every, times) = KEEPALIVE;
+/// Small pieces go out at once, and a peer that vanished without a word is found out in the end. What is accepted has
+/// this from the socket that listens.
+pub(super) fn tune<'a>(socket: impl Into<SockRef<'a>>) {
+    let (socket, (after, every, times)) = (socket.into(), KEEPALIVE);
     // Neither is worth losing a connection for.
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream)
-        .set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
 }
 
 /// Makes the close of a connection that broke off a reset, so that its peer cannot take it for the end.
@@ -61,7 +61,7 @@ pub(super) fn reset_on_close(stream: &TcpStream) {
 }
 
 /// Out of descriptors, ports or memory: this machine's trouble, not the backend's.
-fn is_ours(error: &io::Error) -> bool {
+pub(super) fn is_ours(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const OURS: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| OURS.iter().any(|ours| ours.raw_os_error() == code))

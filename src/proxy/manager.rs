@@ -1,7 +1,7 @@
 //! Follows the pools: opens and closes listen ports, and hands both to the workers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,14 +19,31 @@ use crate::report::ListenReport;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The longest wait.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// What the report of a UDP port says.
-const UDP_REMEDY: &str = "udp applications are served in generate mode (template nginx-stream)";
 
 /// One open listen port at one address, as workers need it.
 #[derive(Debug, Clone)]
 pub(super) struct ListenSocket {
     pub(super) port: Port,
-    pub(super) socket: Arc<TcpListener>,
+    pub(super) socket: Listening,
+}
+
+/// What listens.
+#[derive(Debug, Clone)]
+pub(super) enum Listening {
+    /// One for all workers.
+    Tcp(Arc<TcpListener>),
+    /// One for each worker.
+    Udp(Arc<Vec<UdpSocket>>),
+}
+
+impl Listening {
+    /// A socket is the same as long as it lives at one place in memory.
+    pub(super) fn key(&self) -> usize {
+        match self {
+            Self::Tcp(socket) => Arc::as_ptr(socket) as usize,
+            Self::Udp(sockets) => Arc::as_ptr(sockets) as usize,
+        }
+    }
 }
 
 /// The sockets that accept now.
@@ -45,12 +62,14 @@ pub(super) struct Manager {
     pools: watch::Sender<Arc<Pools>>,
     sockets: watch::Sender<Sockets>,
     reports: watch::Sender<Arc<Vec<ListenReport>>>,
-    places: BTreeMap<(Port, SocketAddr), Place>,
+    worker_count: usize,
+    /// By port, whether it is for UDP, and address.
+    places: BTreeMap<(Port, bool, SocketAddr), Place>,
 }
 
 /// One port at one address.
 enum Place {
-    Open(Arc<TcpListener>),
+    Open(Listening),
     /// The machine has no such kind of address.
     Skipped,
     Failed {
@@ -61,13 +80,17 @@ enum Place {
 }
 
 impl Manager {
-    pub(super) fn new(shared: Arc<Shared>, mut source: watch::Receiver<Arc<Pools>>) -> (Self, Outlets) {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        worker_count: usize,
+        mut source: watch::Receiver<Arc<Pools>>,
+    ) -> (Self, Outlets) {
         let first = Arc::clone(&source.borrow_and_update());
         source.mark_changed();
         let (pools, pools_out) = watch::channel(first);
         let (sockets, sockets_out) = watch::channel(Sockets::default());
         let (reports, reports_out) = watch::channel(Arc::default());
-        let manager = Self { shared, source, pools, sockets, reports, places: BTreeMap::new() };
+        let manager = Self { shared, source, pools, sockets, reports, worker_count, places: BTreeMap::new() };
         (manager, Outlets { pools: pools_out, sockets: sockets_out, reports: reports_out })
     }
 
@@ -113,13 +136,13 @@ impl Manager {
     fn follow_places(&mut self) {
         let pools = Arc::clone(&self.pools.borrow());
         let config = self.shared.config.load_full();
-        let standing = self.shared.tls.standing_port(&config, &pools);
-        let wanted: BTreeSet<Port> =
-            pools.ports.keys().filter(|(_, is_udp)| !is_udp).map(|(port, _)| *port).chain(standing).collect();
-        self.places.retain(|(port, _), _| wanted.contains(port));
-        for port in &wanted {
+        let standing = self.shared.tls.standing_port(&config, &pools).map(|port| (port, false));
+        let wanted: BTreeSet<(Port, bool)> = pools.ports.keys().copied().chain(standing).collect();
+        self.places.retain(|(port, is_udp, _), _| wanted.contains(&(*port, *is_udp)));
+        for (port, is_udp) in &wanted {
             for ip in &config.bind {
-                self.places.entry((*port, SocketAddr::new(*ip, port.get()))).or_insert_with(|| Place::Failed {
+                let place = (*port, *is_udp, SocketAddr::new(*ip, port.get()));
+                self.places.entry(place).or_insert_with(|| Place::Failed {
                     reason: String::new(),
                     again: Instant::now(),
                     wait: RETRY_MIN,
@@ -141,15 +164,20 @@ impl Manager {
     /// Tries every port whose time has come.
     fn open_places(&mut self) {
         let now = Instant::now();
-        for ((_, address), place) in &mut self.places {
+        for ((_, is_udp, address), place) in &mut self.places {
             let Place::Failed { again, wait, .. } = place else {
                 continue;
             };
             if *again > now {
                 continue;
             }
-            *place = match listen::open(*address) {
-                Ok(socket) => Place::Open(Arc::new(socket)),
+            let opened = if *is_udp {
+                listen::open_udp(*address, self.worker_count).map(|sockets| Listening::Udp(Arc::new(sockets)))
+            } else {
+                listen::open(*address).map(|socket| Listening::Tcp(Arc::new(socket)))
+            };
+            *place = match opened {
+                Ok(listening) => Place::Open(listening),
                 Err(ListenError::NoSuchFamily) => Place::Skipped,
                 Err(ListenError::Failed(reason)) => {
                     Place::Failed { reason, again: now + *wait, wait: (*wait * 2).min(RETRY_MAX) }
@@ -162,14 +190,14 @@ impl Manager {
         let sockets: Vec<ListenSocket> = self
             .places
             .iter()
-            .filter_map(|((port, _), place)| match place {
-                Place::Open(socket) => Some(ListenSocket { port: *port, socket: Arc::clone(socket) }),
+            .filter_map(|((port, _, _), place)| match place {
+                Place::Open(socket) => Some(ListenSocket { port: *port, socket: socket.clone() }),
                 Place::Skipped | Place::Failed { .. } => None,
             })
             .collect();
         self.sockets.send_if_modified(|old| {
             let is_same = old.len() == sockets.len()
-                && old.iter().zip(&sockets).all(|(old, new)| Arc::ptr_eq(&old.socket, &new.socket));
+                && old.iter().zip(&sockets).all(|(old, new)| old.socket.key() == new.socket.key());
             if !is_same {
                 *old = Arc::new(sockets);
             }
@@ -197,14 +225,12 @@ impl Manager {
     }
 
     fn report(&self, port: Port, transport: Transport) -> ListenReport {
-        if transport == Transport::Udp {
-            let error = Some(UDP_REMEDY.to_owned());
-            return ListenReport { port, transport, addresses: Vec::new(), error };
-        }
+        let is_udp = transport == Transport::Udp;
         let mut addresses = Vec::new();
         let mut reasons = Vec::new();
-        let first = (port, SocketAddr::from(([0, 0, 0, 0], 0)));
-        for ((_, address), place) in self.places.range(first..).take_while(|((at, _), _)| *at == port) {
+        let first = (port, is_udp, SocketAddr::from(([0, 0, 0, 0], 0)));
+        let is_same = |at: &(Port, bool, SocketAddr)| (at.0, at.1) == (port, is_udp);
+        for ((_, _, address), place) in self.places.range(first..).take_while(|(at, _)| is_same(at)) {
             match place {
                 Place::Open(_) => addresses.push(*address),
                 Place::Failed { reason, .. } => reasons.push(reason.as_str()),

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::dial::{self, reset_on_close};
+use super::proxy_protocol;
 use super::relay::{self, End, Outcome};
 use super::stream::Stream;
 use super::tls;
@@ -52,7 +53,7 @@ pub(super) async fn serve(
         match connected {
             Some(Ok(backend)) => {
                 drop(pool);
-                return pass(shared, client, ahead, backend, &lease).await;
+                return pass(shared, client.into(), peer, ahead, backend, &lease).await;
             }
             // It failed, or is gone: there may be others, and nothing was sent.
             Some(Err(_)) | None => tried.push(lease.backend().address),
@@ -68,21 +69,25 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
     limit.is_some_and(|limit| u64::from(limit) <= active())
 }
 
-async fn pass(shared: &Shared, client: TcpStream, ahead: Bytes, mut backend: Stream, lease: &Lease) {
+async fn pass(
+    shared: &Shared,
+    mut client: Stream,
+    peer: SocketAddr,
+    ahead: Bytes,
+    mut backend: Stream,
+    lease: &Lease,
+) {
     let counters = &shared.counters;
-    let idle = shared.config.load().timeouts.tcp_idle;
-    let (sent, received, load) = (Some(&counters.bytes_in), Some(&counters.bytes_out), Some(&*lease.backend().load));
-    let mut client = Stream::from(client);
-    let outcome = if !backend.is_tls() {
-        let client = End { stream: client.tcp(), ahead, sent, load: None };
-        let backend = End { stream: backend.tcp(), ahead: Bytes::new(), sent: received, load };
-        until_gone(shared, lease, relay::run(client, backend, idle)).await
-    } else {
-        let client = tls::relay::End { stream: &mut client, ahead, sent, load: None };
-        let backend = tls::relay::End { stream: &mut backend, ahead: Bytes::new(), sent: received, load };
-        until_gone(shared, lease, Box::pin(tls::relay::run(client, backend, idle))).await
+    // What the backend is told goes ahead of what the client says.
+    let ahead = match (lease.backend().proxy_protocol, client.tcp().local_addr()) {
+        (Some(version), Ok(local)) => [proxy_protocol::header(version, peer, local), ahead.into()].concat().into(),
+        _ => ahead,
     };
-    match outcome {
+    let idle = shared.config.load().timeouts.tcp_idle;
+    let client_end = End { stream: &mut client, ahead, sent: Some(&counters.bytes_in), load: None };
+    let load = Some(&*lease.backend().load);
+    let backend_end = End { stream: &mut backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
+    match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {
         Some(Outcome::BackendBroke) => {
             counters.broken.inc();
             lease.failed();

@@ -6,7 +6,6 @@ mod hello;
 mod load;
 mod names;
 mod refusal;
-pub(super) mod relay;
 mod server;
 
 use std::fmt;

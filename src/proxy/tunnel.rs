@@ -7,7 +7,6 @@ use super::dial::reset_on_close;
 use super::relay::{self, End, Outcome};
 use super::stream::Stream;
 use super::tcp::until_gone;
-use super::tls;
 use super::upstream::Upstream;
 use crate::backend::Lease;
 
@@ -25,16 +24,9 @@ impl Tunnel {
         drop(input);
         let idle = shared.config.load().timeouts.tcp_idle;
         let load = Some(&*lease.backend().load);
-        let outcome = if !client.is_tls() && !backend.is_tls() {
-            let client = End { stream: client.tcp(), ahead, sent: None, load: None };
-            let backend = End { stream: backend.tcp(), ahead: behind, sent: None, load };
-            until_gone(shared, &lease, relay::run(client, backend, idle)).await
-        } else {
-            let client = tls::relay::End { stream: &mut *client, ahead, sent: None, load: None };
-            let backend = tls::relay::End { stream: &mut backend, ahead: behind, sent: None, load };
-            until_gone(shared, &lease, tls::relay::run(client, backend, idle)).await
-        };
-        match outcome {
+        let client_end = End { stream: &mut *client, ahead, sent: None, load: None };
+        let backend_end = End { stream: &mut backend, ahead: behind, sent: None, load };
+        match until_gone(shared, &lease, relay::run(client_end, backend_end, idle)).await {
             Some(Outcome::BackendBroke) => {
                 shared.counters.broken.inc();
                 lease.failed();

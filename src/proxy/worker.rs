@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,13 +17,15 @@ use tokio::time::Instant;
 
 use super::accept::{self, Slot};
 use super::bell::Bell;
-use super::manager::{ListenSocket, Sockets};
+use super::dial::reset_on_close;
+use super::manager::{ListenSocket, Listening, Sockets};
 use super::page::Page;
 use super::stream::Stream;
+use super::udp::{self, Udp};
 use super::upstream::Upstreams;
-use super::{Shared, dial, http1, tcp};
+use super::{Shared, http1, splice, tcp};
 use crate::name::Port;
-use crate::pool::{Pools, PortRoutes};
+use crate::pool::{Pool, Pools, PortRoutes};
 
 /// How often idle connections to backends are looked over.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -37,6 +39,8 @@ pub(super) struct Worker {
     /// Rings when the proxy begins to drain.
     pub(super) drains: Rc<Bell>,
     is_draining: Cell<bool>,
+    pub(super) udp: Udp,
+    index: usize,
     pools: RefCell<Newest>,
 }
 
@@ -60,7 +64,7 @@ pub(super) fn spawn(
         match runtime() {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
-                runtime.block_on(run(shared, pools, sockets));
+                runtime.block_on(run(index, shared, pools, sockets));
             }
             Err(error) => drop(started.send(Err(error))),
         }
@@ -74,17 +78,26 @@ fn runtime() -> std::io::Result<LocalRuntime> {
     Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
 }
 
-async fn run(shared: Arc<Shared>, pools: watch::Receiver<Arc<Pools>>, mut sockets: watch::Receiver<Sockets>) {
+async fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    pools: watch::Receiver<Arc<Pools>>,
+    mut sockets: watch::Receiver<Sockets>,
+) {
     let mut told = shared.told.subscribe();
     let first = Arc::clone(&pools.borrow());
+    splice::allow(shared.admission.pipes());
     let worker = Rc::new(Worker {
         shared: Arc::clone(&shared),
         upstreams: Upstreams::default(),
         changes: Rc::default(),
         drains: Rc::default(),
         is_draining: Cell::new(false),
+        udp: Udp::default(),
+        index,
         pools: RefCell::new(Newest { source: pools, pools: first }),
     });
+    tokio::task::spawn_local(udp::sweep(Rc::clone(&worker)));
     let mut accepting = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -132,11 +145,17 @@ impl Worker {
         }
     }
 
+    /// What stands behind a UDP listen port.
+    pub(super) fn udp_pool(&self, port: Port) -> Option<Arc<Pool>> {
+        self.with_pools(|pools| match pools.ports.get(&(port, true)) {
+            Some(PortRoutes::Udp(pool)) => Some(Arc::clone(pool)),
+            _ => None,
+        })
+    }
+
     /// Accepts on each of `sockets` and on no other.
     fn follow(self: &Rc<Self>, sockets: &Sockets, accepting: &mut HashMap<usize, AbortHandle>) {
-        // A socket is the same as long as it lives at one place in memory, and each task keeps its own alive.
-        let key = |socket: &ListenSocket| Arc::as_ptr(&socket.socket) as usize;
-        let wanted: HashSet<usize> = sockets.iter().map(key).collect();
+        let wanted: HashSet<usize> = sockets.iter().map(|socket| socket.socket.key()).collect();
         accepting.retain(|at, task| {
             let stays = wanted.contains(at) && !task.is_finished();
             if !stays {
@@ -145,21 +164,49 @@ impl Worker {
             stays
         });
         for socket in sockets.iter() {
-            accepting.entry(key(socket)).or_insert_with(|| {
+            accepting.entry(socket.socket.key()).or_insert_with(|| {
                 let (worker, socket) = (Rc::clone(self), socket.clone());
                 tokio::task::spawn_local(worker.accept(socket)).abort_handle()
             });
         }
     }
 
-    async fn accept(self: Rc<Self>, ListenSocket { port, socket }: ListenSocket) {
-        // All workers wait on one socket: one queue, and nobody's clients wait for a busy worker.
-        match socket.try_clone().and_then(TcpListener::from_std) {
-            Ok(listener) => {
-                accept::run(&self.shared, &listener, |client, peer, slot| self.serve(port, client, peer, slot)).await;
+    async fn accept(self: Rc<Self>, ListenSocket { port, socket: listening }: ListenSocket) {
+        let ended = match &listening {
+            // All workers wait on one socket: one queue, and nobody's clients wait for a busy worker.
+            Listening::Tcp(socket) => match socket.try_clone().and_then(TcpListener::from_std) {
+                Ok(listener) => {
+                    let serve = |client, peer, slot| self.serve(port, client, peer, slot);
+                    accept::run(&self.shared, &listener, serve).await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            Listening::Udp(sockets) => match sockets.get(self.index).map(UdpSocket::try_clone) {
+                Some(Ok(socket)) => udp::serve(Rc::clone(&self), port, socket).await,
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            },
+        };
+        // No descriptor left. Tried again when the sockets are next looked at; until then the socket is kept.
+        if ended.is_err() {
+            self.shared.counters.accept_failures.inc();
+        }
+        drop(listening);
+    }
+
+    /// Whose connection it is; none: who had to say it did not, or not in time.
+    async fn source(&self, port: Port, client: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+        let config = self.shared.config.load_full();
+        if !config.proxy_protocol.contains(&port) || !config.trusts(peer.ip()) {
+            return Some(peer);
+        }
+        match tokio::time::timeout(config.timeouts.first_byte, accept::announced(client)).await {
+            Ok(Ok(source)) => Some(source.unwrap_or(peer)),
+            Ok(Err(_)) | Err(_) => {
+                self.shared.counters.proxy_header_failures.inc();
+                None
             }
-            // No descriptor left. Tried again when the sockets are next looked at.
-            Err(_) => self.shared.counters.accept_failures.inc(),
         }
     }
 
@@ -170,7 +217,9 @@ impl Worker {
         tokio::task::spawn_local(async move {
             let _counted = client_count;
             let since = Instant::now();
-            dial::tune(&client);
+            let Some(peer) = worker.source(port, &client, peer).await else {
+                return reset_on_close(&client);
+            };
             // The pools as a whole are let go at once: a connection may outlive them by hours.
             let routes = worker.with_pools(|pools| pools.stream(port).cloned());
             match routes {

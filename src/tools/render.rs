@@ -136,6 +136,7 @@ fn offered_by_nobody(app: &AppView) -> anyhow::Result<App> {
         path: app.path.parse()?,
         weight: Weight::default(),
         policy: None,
+        proxy_protocol: None,
     };
     offered.normalize();
     Ok(offered)

@@ -707,6 +707,7 @@ fn pools(backends: u16, policy: PolicyName) -> anyhow::Result<Pools> {
         path: PathPrefix::root(),
         weight: Weight::default(),
         policy: Some(policy),
+        proxy_protocol: None,
     };
     let member = |at: u16| {
         let [high, low] = at.to_be_bytes();

@@ -53,6 +53,7 @@ pub(crate) fn app(name: &str, protocol: Protocol, port: u16, listen: u16) -> App
         path: PathPrefix::root(),
         weight: Weight::default(),
         policy: None,
+        proxy_protocol: None,
     }
 }
 

@@ -90,6 +90,7 @@ pub fn app(name: &str, protocol: Protocol, listen: Port, backend: SocketAddr) ->
         path: PathPrefix::root(),
         weight: Weight::default(),
         policy: None,
+        proxy_protocol: None,
     }
 }
 

@@ -254,6 +254,7 @@ pub(crate) fn offer(apps: usize, domains: usize, tag: u16) -> Offer {
         path: PathPrefix::root(),
         weight: Weight::try_from(if i == 0 { tag } else { 100 }).expect("a weight"),
         policy: None,
+        proxy_protocol: None,
     };
     let mut offer = Offer { apps: (0..apps).map(|i| (app(i), AppState::Ready)).collect() };
     for (app, _) in &mut offer.apps {
