@@ -23,7 +23,7 @@ mod tunnel;
 mod upstream;
 mod worker;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::{JoinHandle, available_parallelism};
@@ -55,6 +55,8 @@ struct Shared {
     config: ArcSwap<Config>,
     counters: Arc<ProxyCounters>,
     admission: Admission,
+    /// Where connections are accepted.
+    listening: ArcSwap<Vec<SocketAddr>>,
     /// Changes when pools are published and their loads have been told.
     told: watch::Sender<()>,
     /// Nothing new is accepted, and what is open comes to its end.
@@ -81,6 +83,7 @@ impl Proxy {
             admission: Admission::new(config.limits.connections),
             config: ArcSwap::from_pointee(config),
             counters,
+            listening: ArcSwap::default(),
             told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),

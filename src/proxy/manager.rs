@@ -157,6 +157,8 @@ impl Manager {
                 Place::Skipped | Place::Failed { .. } => None,
             })
             .collect();
+        let listening = sockets.iter().filter_map(|socket| socket.socket.local_addr().ok()).collect();
+        self.shared.listening.store(Arc::new(listening));
         self.sockets.send_if_modified(|old| {
             let is_same = old.len() == sockets.len()
                 && old.iter().zip(&sockets).all(|(old, new)| Arc::ptr_eq(&old.socket, &new.socket));

@@ -40,7 +40,7 @@ pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: So
     let fate = loop {
         let fate = match poll_fn(|cx| client.poll_next(cx)).await {
             Next::Closed => return,
-            Next::Refused(page) => client.refuse(page).await,
+            Next::Refused(page) => Box::pin(client.refuse(page)).await,
             // On the heap while there is a request: an idle connection keeps no room for it.
             Next::Request(request) => Box::pin(client.respond(request)).await,
         };
@@ -50,14 +50,14 @@ pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: So
     };
     match fate {
         Fate::Kept | Fate::Closed => {}
-        Fate::Lingers => client.linger().await,
+        Fate::Lingers => Box::pin(client.linger()).await,
         Fate::Reset => dial::reset_on_close(client.stream.tcp()),
     }
 }
 
 /// What comes next on a connection.
 enum Next {
-    Request(Box<Request>),
+    Request(Request),
     Refused(Page),
     Closed,
 }
@@ -163,7 +163,7 @@ impl Client {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {
-                    if !self.has_begun && !self.input.is_empty() {
+                    if !self.has_begun && !(self.input.is_empty() && self.empty_lines == 0) {
                         // One deadline for the whole head.
                         self.has_begun = true;
                         self.deadline = Instant::now() + self.config.timeouts.header;
@@ -175,7 +175,7 @@ impl Client {
     }
 
     /// The request whose head is there; none as long as it is not.
-    fn read_head(&mut self) -> Result<Option<Box<Request>>, Page> {
+    fn read_head(&mut self) -> Result<Option<Request>, Page> {
         while let [b'\r', b'\n', ..] = self.input.filled()
             && self.scan.whole_lines() == 0
         {
@@ -211,7 +211,7 @@ impl Client {
         };
         let head = parse_request(bytes, room, &limits, is_tls)?;
         let via = Via { client: &self.forwarded_for, is_trusted: self.is_trusted, is_tls };
-        let mut request = Box::new(Request::new(&head, &via));
+        let mut request = Request::new(&head, &via);
         self.is_http11 = head.is_http11;
         self.keeps_alive = head.keeps_alive;
         self.wants_close = !head.keeps_alive;
@@ -233,7 +233,7 @@ impl Client {
     }
 
     /// Has a request answered, by a backend or with a page.
-    async fn respond(&mut self, request: Box<Request>) -> Fate {
+    async fn respond(&mut self, request: Request) -> Fate {
         let (worker, config) = (Rc::clone(&self.worker), Arc::clone(&self.config));
         let client = forward::Client { worker: &worker, config: &config, peer: self.peer, port: self.port };
         match forward::answer(&client, self, &request).await {
@@ -243,7 +243,7 @@ impl Client {
             }
             // It said that nothing more comes from it, so that nothing can be lost.
             Ok(End::Whole) if self.wants_close && self.body.is_done() && !self.stream.is_tls() => Fate::Closed,
-            Ok(End::Whole) => self.close().await,
+            Ok(End::Whole) => Box::pin(self.close()).await,
             Ok(End::Broken(Miss::ClientSlow | Miss::BackendSlow | Miss::Killed)) => Fate::Reset,
             Ok(End::Broken(_)) if self.framing == Framing::UntilClose => Fate::Reset,
             Ok(End::Broken(_) | End::Gone) => Fate::Closed,
@@ -251,10 +251,11 @@ impl Client {
                 let (backend, lease) = *switched;
                 let ahead = Bytes::copy_from_slice(self.input.filled());
                 self.input = Input::default();
-                Tunnel { backend, lease }.run(&worker.shared, &mut self.stream, ahead).await;
+                Box::pin(Tunnel { backend, lease }.run(&worker.shared, &mut self.stream, ahead)).await;
                 Fate::Closed
             }
-            Err(page) => self.send_page(page, request.is_head()).await,
+            // In boxes of their own, since they are rare.
+            Err(page) => Box::pin(self.send_page(page, request.is_head())).await,
         }
     }
 

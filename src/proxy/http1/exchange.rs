@@ -55,7 +55,12 @@ enum Down {
 }
 
 impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
-    pub(in crate::proxy) fn new(attempt: &'x mut Attempt<'a>, upstream: Upstream, front: &'x mut F) -> Self {
+    pub(in crate::proxy) fn new(
+        attempt: &'x mut Attempt<'a>,
+        upstream: Upstream,
+        front: &'x mut F,
+        now: Instant,
+    ) -> Self {
         Self {
             attempt,
             front,
@@ -67,7 +72,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             interims: 0,
             keeps_alive: false,
             is_clients_turn: false,
-            since: Instant::now(),
+            since: now,
             has_moved: false,
         }
     }
@@ -113,7 +118,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             Poll::Ready(Ok(())) => {
                 // Bytes that nobody asked for, or a request that it did not read, would be taken for those of the next.
                 if self.keeps_alive && self.up == Up::Done && upstream.input.is_empty() {
-                    self.attempt.client.worker.upstreams.keep(self.attempt.lease.backend(), upstream);
+                    self.attempt.client.worker.upstreams.keep(self.attempt.lease.backend(), upstream, self.since);
                 }
                 Poll::Ready(Ok(Answered::Whole))
             }
@@ -255,7 +260,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
         let request = self.attempt.request;
         match head.status {
             // Only if it was asked for, and nothing of the request is left that could be taken for the new protocol.
-            101 if request.is_upgrade() && head.upgrade.is_some() && self.up == Up::Done => {
+            101 if head.upgrade.is_some_and(|to| request.asks_for(to)) && self.up == Up::Done => {
                 self.front.switch(head);
                 Ok(Some(Down::Switched))
             }
