@@ -27,7 +27,7 @@ mod udp;
 mod upstream;
 mod worker;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,6 +68,8 @@ struct Shared {
     /// Woken when the settings have changed.
     reconfigured: Notify,
     admission: Admission,
+    /// Where connections are accepted.
+    listening: ArcSwap<Vec<SocketAddr>>,
     /// Changes when pools are published and their loads have been told.
     told: watch::Sender<()>,
     /// Nothing new is accepted, and what is open comes to its end.
@@ -96,6 +98,7 @@ impl Proxy {
             admission: Admission::new(&config.limits, worker_count),
             config: ArcSwap::from_pointee(config),
             counters,
+            listening: ArcSwap::default(),
             told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),

@@ -24,7 +24,7 @@ use super::bell::Ear;
 use super::http1::buffer::Scratch;
 use super::http1::chunked::Output;
 use super::http1::exchange::Exchange;
-use super::http1::fields::{Places, Via, write_request};
+use super::http1::fields::{Places, Via, tokens, write_request};
 use super::http1::head::{HOST_BYTES_MAX, Length, RequestHead, ResponseHead, normal_host, route_path};
 use super::page::Page;
 use super::tcp::is_full;
@@ -48,7 +48,8 @@ pub(super) struct Request {
     is_head: bool,
     /// Whether it does no harm if two backends get it.
     may_repeat: bool,
-    is_upgrade: bool,
+    /// The protocols that it asks for.
+    upgrade: Option<Box<[u8]>>,
 }
 
 impl Request {
@@ -63,7 +64,7 @@ impl Request {
             places,
             is_head: head.method == "HEAD",
             may_repeat: !has_body && head.upgrade.is_none() && IDEMPOTENT.contains(&head.method),
-            is_upgrade: head.upgrade.is_some(),
+            upgrade: head.upgrade.map(Box::from),
         }
     }
 
@@ -81,9 +82,11 @@ impl Request {
         self.is_head
     }
 
-    /// Whether it asks for another protocol.
-    pub(super) fn is_upgrade(&self) -> bool {
-        self.is_upgrade
+    /// Whether it asks for the protocols that a backend says it changes to.
+    pub(super) fn asks_for(&self, protocols: &[u8]) -> bool {
+        let asked = self.upgrade.as_deref().unwrap_or_default();
+        let is_asked = |protocol: &[u8]| tokens(asked).any(|other| other.eq_ignore_ascii_case(protocol));
+        tokens(protocols).next().is_some() && tokens(protocols).all(is_asked)
     }
 
     fn place(&self, (from, to): (usize, usize)) -> &[u8] {
@@ -339,8 +342,9 @@ impl Attempt<'_> {
             return Err(Miss::Unsent);
         }
         let upstreams = &self.client.worker.upstreams;
-        while let Some(upstream) = upstreams.take(self.lease.backend()) {
-            match self.send(upstream, front).await {
+        let now = Instant::now();
+        while let Some(upstream) = upstreams.take(self.lease.backend(), now) {
+            match self.send(upstream, front, now).await {
                 // It was closed while it was idle, and nothing was sent.
                 Err(Miss::Unsent) => {}
                 // It was closed just as the request was sent. Once more over a fresh one, if that is harmless.
@@ -349,7 +353,7 @@ impl Attempt<'_> {
             }
         }
         let upstream = Box::pin(self.connect()).await.ok_or(Miss::Unsent)?;
-        self.send(upstream, front).await
+        self.send(upstream, front, Instant::now()).await
     }
 
     /// None if it failed, or was given up.
@@ -362,10 +366,22 @@ impl Attempt<'_> {
         })
         .await
         .map(Upstream::from)
+        .filter(|upstream| !self.leads_back(upstream))
     }
 
-    async fn send<F: Front>(&mut self, upstream: Upstream, front: &mut F) -> Result<Answered, Miss> {
-        let mut exchange = Exchange::new(self, upstream, front);
+    /// Whether a connection has come out at a listen port of our own: requests would go round for ever.
+    fn leads_back(&self, upstream: &Upstream) -> bool {
+        let address = self.lease.backend().address;
+        // Who speaks to its own machine does so from the address that it speaks to.
+        let is_here = || upstream.stream.tcp().local_addr().is_ok_and(|local| local.ip() == address.ip());
+        let is_listened_at = |listening: &SocketAddr| {
+            listening.port() == address.port() && (listening.ip() == address.ip() || listening.ip().is_unspecified())
+        };
+        self.client.worker.shared.listening.load().iter().any(is_listened_at) && is_here()
+    }
+
+    async fn send<F: Front>(&mut self, upstream: Upstream, front: &mut F, now: Instant) -> Result<Answered, Miss> {
+        let mut exchange = Exchange::new(self, upstream, front, now);
         poll_fn(|cx| exchange.poll(cx)).await
     }
 

@@ -195,6 +195,9 @@ impl Manager {
                 Place::Skipped | Place::Failed { .. } => None,
             })
             .collect();
+        let listening = self.places.iter().filter(|((_, is_udp, _), place)| !is_udp && matches!(place, Place::Open(_)));
+        let listening = listening.map(|((_, _, address), _)| *address).collect();
+        self.shared.listening.store(Arc::new(listening));
         self.sockets.send_if_modified(|old| {
             let is_same = old.len() == sockets.len()
                 && old.iter().zip(&sockets).all(|(old, new)| old.socket.key() == new.socket.key());

@@ -56,16 +56,15 @@ impl Idle {
 }
 
 impl Upstreams {
-    /// An idle connection to this backend, if there is one.
-    pub(super) fn take(&self, backend: &Backend) -> Option<Upstream> {
+    /// An idle connection to this backend, if there is one at `now`.
+    pub(super) fn take(&self, backend: &Backend, now: Instant) -> Option<Upstream> {
         let mut all = self.idle.borrow_mut();
         let idle = all.get_mut(&(backend.address, backend.protocol))?;
-        let now = Instant::now();
         std::iter::from_fn(|| idle.pop()).find_map(|mut idle| idle.is_good(now).then_some(idle.upstream))
     }
 
-    /// Keeps a connection whose response has been read to its end.
-    pub(super) fn keep(&self, backend: &Backend, upstream: Upstream) {
+    /// Keeps a connection whose response has been read to its end, and on which something moved at `since`.
+    pub(super) fn keep(&self, backend: &Backend, upstream: Upstream, since: Instant) {
         if backend.load.gone.is_cancelled() {
             return;
         }
@@ -74,7 +73,7 @@ impl Upstreams {
         if idle.len() >= IDLE_MAX {
             idle.remove(0);
         }
-        idle.push(Idle { upstream, load: Arc::clone(&backend.load), since: Instant::now() });
+        idle.push(Idle { upstream, load: Arc::clone(&backend.load), since });
     }
 
     /// Drops what is closed, old, or to a backend that is gone.

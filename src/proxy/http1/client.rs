@@ -41,7 +41,7 @@ pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: So
     let fate = loop {
         let fate = match poll_fn(|cx| client.poll_next(cx)).await {
             Next::Closed => return,
-            Next::Refused(page) => client.refuse(page).await,
+            Next::Refused(page) => Box::pin(client.refuse(page)).await,
             // On the heap while there is a request: an idle connection keeps no room for it.
             Next::Request(request) => Box::pin(client.respond(request)).await,
         };
@@ -51,14 +51,14 @@ pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: So
     };
     match fate {
         Fate::Kept | Fate::Closed => {}
-        Fate::Lingers => client.linger().await,
+        Fate::Lingers => Box::pin(client.linger()).await,
         Fate::Reset => dial::reset_on_close(client.stream.tcp()),
     }
 }
 
 /// What comes next on a connection.
 enum Next {
-    Request(Box<Request>),
+    Request(Request),
     Refused(Page),
     Closed,
 }
@@ -166,7 +166,7 @@ impl Client {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {
-                    if !self.has_begun && !self.input.is_empty() {
+                    if !self.has_begun && !(self.input.is_empty() && self.empty_lines == 0) {
                         // One deadline for the whole head.
                         self.has_begun = true;
                         self.deadline = Instant::now() + self.config.timeouts.header;
@@ -178,7 +178,7 @@ impl Client {
     }
 
     /// The request whose head is there; none as long as it is not.
-    fn read_head(&mut self) -> Result<Option<Box<Request>>, Page> {
+    fn read_head(&mut self) -> Result<Option<Request>, Page> {
         while let [b'\r', b'\n', ..] = self.input.filled()
             && self.scan.whole_lines() == 0
         {
@@ -214,7 +214,7 @@ impl Client {
         };
         let head = parse_request(bytes, room, &limits, is_tls)?;
         let via = Via { client: &self.forwarded_for, is_trusted: self.is_trusted, is_tls };
-        let mut request = Box::new(Request::new(&head, &via));
+        let mut request = Request::new(&head, &via);
         self.is_http11 = head.is_http11;
         self.keeps_alive = head.keeps_alive;
         self.wants_close = !head.keeps_alive;
@@ -236,7 +236,7 @@ impl Client {
     }
 
     /// Has a request answered, by a backend or with a page.
-    async fn respond(&mut self, request: Box<Request>) -> Fate {
+    async fn respond(&mut self, request: Request) -> Fate {
         let (worker, config) = (Rc::clone(&self.worker), Arc::clone(&self.config));
         let way = self.way.clone();
         let client = forward::Client { worker: &worker, config: &config, peer: self.peer, port: self.port, way };
@@ -247,7 +247,7 @@ impl Client {
             }
             // It said that nothing more comes from it, so that nothing can be lost.
             Ok(End::Whole) if self.wants_close && self.body.is_done() && !self.stream.is_tls() => Fate::Closed,
-            Ok(End::Whole) => self.close().await,
+            Ok(End::Whole) => Box::pin(self.close()).await,
             Ok(End::Broken(Miss::ClientSlow | Miss::BackendSlow | Miss::Killed)) => Fate::Reset,
             Ok(End::Broken(_)) if self.framing == Framing::UntilClose => Fate::Reset,
             Ok(End::Broken(_) | End::Gone) => Fate::Closed,
@@ -255,17 +255,18 @@ impl Client {
                 let (backend, lease) = *switched;
                 let ahead = Bytes::copy_from_slice(self.input.filled());
                 self.input = Input::default();
-                Tunnel { backend, lease }.run(&worker.shared, &mut self.stream, ahead).await;
+                Box::pin(Tunnel { backend, lease }.run(&worker.shared, &mut self.stream, ahead)).await;
                 Fate::Closed
             }
+            // In boxes of their own, since they are rare.
             Err(Page::NoRoute) => match client.elsewhere(&request) {
                 Some(place) => {
                     let page = if request.is_question() { Page::Moved } else { Page::MovedAsItIs };
-                    self.send_page(page, Some(&place), request.is_head()).await
+                    Box::pin(self.send_page(page, Some(&place), request.is_head())).await
                 }
-                None => self.send_page(Page::NoRoute, None, request.is_head()).await,
+                None => Box::pin(self.send_page(Page::NoRoute, None, request.is_head())).await,
             },
-            Err(page) => self.send_page(page, None, request.is_head()).await,
+            Err(page) => Box::pin(self.send_page(page, None, request.is_head())).await,
         }
     }
 

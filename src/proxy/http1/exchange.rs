@@ -15,6 +15,8 @@ use crate::proxy::upstream::Upstream;
 
 /// What a response's head may take.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Pieces of a request's body that are sent before it is looked for a response.
+const PIECES_MAX: usize = 4;
 /// Interim responses (1xx) before the one that counts.
 const INTERIM_MAX: usize = 16;
 
@@ -47,6 +49,13 @@ enum Up {
     Broken,
 }
 
+/// How much of the request has been sent.
+enum Sent {
+    All,
+    /// Some pieces of its body; there may be more.
+    Pieces,
+}
+
 /// The response's way.
 enum Down {
     Head,
@@ -55,7 +64,12 @@ enum Down {
 }
 
 impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
-    pub(in crate::proxy) fn new(attempt: &'x mut Attempt<'a>, upstream: Upstream, front: &'x mut F) -> Self {
+    pub(in crate::proxy) fn new(
+        attempt: &'x mut Attempt<'a>,
+        upstream: Upstream,
+        front: &'x mut F,
+        now: Instant,
+    ) -> Self {
         Self {
             attempt,
             front,
@@ -67,7 +81,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             interims: 0,
             keeps_alive: false,
             is_clients_turn: false,
-            since: Instant::now(),
+            since: now,
             has_moved: false,
         }
     }
@@ -96,10 +110,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
         let Some(mut upstream) = self.upstream.take() else {
             return Poll::Ready(Err(Miss::Lost));
         };
-        let mut polled = match self.poll_up(cx, &mut upstream) {
-            Poll::Ready(Err(miss)) => Poll::Ready(Err(miss)),
-            Poll::Ready(Ok(())) | Poll::Pending => self.poll_down(cx, &mut upstream),
-        };
+        let mut polled = self.poll_in_turns(cx, &mut upstream);
         if polled.is_pending() && self.up == Up::Done {
             polled = self.front.poll_gone(cx).map(|()| Err(Miss::ClientGone));
         }
@@ -113,9 +124,25 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             Poll::Ready(Ok(())) => {
                 // Bytes that nobody asked for, or a request that it did not read, would be taken for those of the next.
                 if self.keeps_alive && self.up == Up::Done && upstream.input.is_empty() {
-                    self.attempt.client.worker.upstreams.keep(self.attempt.lease.backend(), upstream);
+                    self.attempt.client.worker.upstreams.keep(self.attempt.lease.backend(), upstream, self.since);
                 }
                 Poll::Ready(Ok(Answered::Whole))
+            }
+        }
+    }
+
+    /// Both directions, the response first: one that comes early is seen before more of the request goes out. Nothing is
+    /// read before anything was sent, since it could not be meant for this request.
+    fn poll_in_turns(&mut self, cx: &mut Context<'_>, upstream: &mut Upstream) -> Poll<Result<(), Miss>> {
+        loop {
+            let was_sent = self.sent > 0;
+            if was_sent && let Poll::Ready(done) = self.poll_down(cx, upstream) {
+                return Poll::Ready(done);
+            }
+            match self.poll_up(cx, upstream)? {
+                Poll::Ready(Sent::Pieces) => {}
+                Poll::Ready(Sent::All) | Poll::Pending if was_sent || self.sent == 0 => return Poll::Pending,
+                Poll::Ready(Sent::All) | Poll::Pending => return self.poll_down(cx, upstream),
             }
         }
     }
@@ -134,9 +161,14 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
         self.front.poll_deadline(cx, self.since + wait).map(|()| miss)
     }
 
-    /// Ready when there is nothing more to send.
-    fn poll_up(&mut self, cx: &mut Context<'_>, upstream: &mut Upstream) -> Poll<Result<(), Miss>> {
+    /// Ready when there is nothing more to send, or a good deal has been sent.
+    fn poll_up(&mut self, cx: &mut Context<'_>, upstream: &mut Upstream) -> Poll<Result<Sent, Miss>> {
+        let mut pieces = 0;
         while self.up == Up::Sending {
+            if pieces == PIECES_MAX {
+                return Poll::Ready(Ok(Sent::Pieces));
+            }
+            pieces += 1;
             let head = self.attempt.request.bytes().get(self.sent..).unwrap_or_default();
             let is_head = !head.is_empty();
             let bytes = if is_head {
@@ -174,7 +206,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
         if self.up == Up::Done && ready!(Pin::new(&mut upstream.stream).poll_flush(cx)).is_err() {
             self.up = Up::Broken;
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(Sent::All))
     }
 
     /// Ready when the response has been handed over whole, or the protocol has changed.
@@ -255,7 +287,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
         let request = self.attempt.request;
         match head.status {
             // Only if it was asked for, and nothing of the request is left that could be taken for the new protocol.
-            101 if request.is_upgrade() && head.upgrade.is_some() && self.up == Up::Done => {
+            101 if head.upgrade.is_some_and(|to| request.asks_for(to)) && self.up == Up::Done => {
                 self.front.switch(head);
                 Ok(Some(Down::Switched))
             }
@@ -272,7 +304,9 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 let is_without = request.is_head() || status == 204 || status == 304;
                 let length = if is_without { Length::None } else { head.length };
                 let is_said = status == 204 && !matches!(head.length, Length::Known(0) | Length::UntilClose);
-                self.keeps_alive = head.keeps_alive && length != Length::UntilClose && !is_said;
+                // One that did not wait for the whole request may not read the rest of it either.
+                let is_early = self.up != Up::Done;
+                self.keeps_alive = head.keeps_alive && length != Length::UntilClose && !is_said && !is_early;
                 let output: Output = self.front.begin(head, length);
                 Ok(Some(Down::Body(Body::new(length, output))))
             }

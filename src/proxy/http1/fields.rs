@@ -92,7 +92,7 @@ pub(super) fn is_value_byte(byte: u8) -> bool {
 }
 
 /// The members of a comma-separated list, but for empty ones.
-pub(super) fn tokens(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(in crate::proxy) fn tokens(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while !list.is_empty() {
             let (member, rest) = list.split_at(memchr(b',', list).unwrap_or(list.len()));
