@@ -333,7 +333,7 @@ fn of_what_the_guardian_knows_nothing_ambiguous_reaches_the_origin() {
 }
 
 #[test]
-fn lengths_that_are_none_or_two_are_refused() {
+fn p_smuggle_lengths_that_are_none_or_two_are_refused() {
     let mut table = Table::new();
     table.clause("RFC 9112 6.1, 6.3");
     table.refuse_fields(
@@ -722,7 +722,7 @@ fn targets_and_methods_that_are_not_to_be_are_refused() {
 }
 
 #[test]
-fn fields_that_are_none_are_refused() {
+fn p_smuggle_fields_that_are_none_are_refused() {
     let mut table = Table::new();
     table.clause("RFC 9112 5, 5.1, 5.2; RFC 9110 5.1, 5.5");
     let lines: &[&[u8]] = &[
@@ -815,7 +815,7 @@ fn fields_that_are_none_are_refused() {
 }
 
 #[test]
-fn what_is_too_large_is_refused() {
+fn p_bighdr_what_is_too_large_is_refused() {
     let mut table = Table::new();
     let (k9, k40, k100) = ("x".repeat(9 * 1024), "x".repeat(40 * 1024), "x".repeat(100 * 1024));
     let fields = |count: usize| (0..count).map(|i| format!("F{i}: x\r\n")).collect::<String>();
@@ -853,7 +853,7 @@ fn what_is_too_large_is_refused() {
 }
 
 #[test]
-fn chunks_that_lie_are_broken_off() {
+fn p_smuggle_chunks_that_lie_are_broken_off() {
     let mut table = Table::new();
     table.clause("RFC 9112 7.1");
     table.break_chunks(
@@ -967,7 +967,7 @@ fn chunks_that_lie_are_broken_off() {
 }
 
 #[test]
-fn a_refused_request_behind_a_good_one_is_refused_and_the_good_one_served() {
+fn p_smuggle_a_refused_request_behind_a_good_one_is_refused_and_the_good_one_served() {
     let mut table = Table::new();
     table.clause("RFC 9112 9.3.2, 11.2");
     let tail = "GET /smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n";
@@ -1263,7 +1263,7 @@ fn what_may_be_served_or_refused_does_no_harm() {
 /// Requests of the tables, damaged at random: what reaches the origin is never ambiguous, no more requests reach it than
 /// are answered, and what comes back is HTTP.
 #[test]
-fn damaged_requests_do_no_harm() {
+fn p_smuggle_damaged_requests_do_no_harm() {
     let seed =
         std::env::var("SCRIMP_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("SCRIMP_TEST_SEED={seed}");
