@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Bed, Node, Origin, SOON, read_exactly, tcp_app, until};
 
 #[test]
-fn running_out_of_descriptors_is_survived() {
+fn p_emfile_running_out_of_descriptors_is_survived() {
     let bed = Bed::with(|config| config.limits.connections = Some(10_000));
     let (port, origin) = (bed.port(), Origin::greeting("a"));
     bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);

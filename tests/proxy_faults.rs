@@ -1,5 +1,8 @@
 //! What goes wrong between a client, the proxy and a backend over HTTP/1.1, each fault by its name: what is promised
 //! when it happens, beside a recording origin.
+//!
+//! `SCRIMP_TEST_STRICT=part` in the environment looks at the rogue responses whose beginning holds that part, and at no
+//! other.
 #![allow(missing_docs)]
 
 mod support;
@@ -183,7 +186,6 @@ fn p_die_mid_is_a_reset_where_the_end_of_the_connection_ends_the_body() {
 }
 
 #[test]
-#[ignore = "today's engine answers 100 by itself"]
 fn p_die_100_is_a_502_and_stops_the_client() {
     let origin = Recorder::new(|_| vec![Step::send("HTTP/1.1 100 Continue\r\n\r\n"), Step::Close]);
     let front = Front::new(&[origin.address]);
@@ -195,13 +197,15 @@ fn p_die_100_is_a_502_and_stops_the_client() {
 }
 
 #[test]
-#[ignore = "today's engine stops reading when it cannot write"]
 fn p_early_is_delivered_and_no_connection_is_used_again() {
-    let body = get("/smuggled").repeat(50_000);
+    let body = get("/smuggled").repeat(400_000);
     for close in [true, false] {
+        // It reads nothing of the body, and closes or does not.
+        let end = Gate::new();
+        let may = end.clone();
         let origin = Recorder::new(move |seen| match seen.target() {
             "/early" => {
-                let last = if close { Step::Close } else { Step::UntilEnd };
+                let last = if close { Step::Close } else { Step::Wait(may.clone()) };
                 vec![Step::send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"), last]
             }
             target => Step::answer(ok(target)),
@@ -218,12 +222,13 @@ fn p_early_is_delivered_and_no_connection_is_used_again() {
         assert_eq!((response.status(), response.text()), (413, "big"), "close: {close}");
         let (rest, stop) = client.reader.rest();
         assert_eq!(rest, b"", "what was left of the body was taken for a request");
-        assert!(matches!(stop, Stop::End | Stop::Reset));
+        assert!(matches!(stop, Stop::End | Stop::Reset), "close: {close}: {stop:?}");
         sending.join().unwrap();
         assert_eq!(front.get("/next").text(), "/next");
         let seen = origin.requests();
         assert_eq!(seen.iter().map(Seen::target).collect::<Vec<_>>(), ["/early", "/next"]);
         assert_eq!(seen[1].connection, 1, "on a connection of its own");
+        end.open();
         origin.until("the first connection ends", |log| log.connections[0].end.is_some());
     }
 }
@@ -419,7 +424,7 @@ fn p_slowloris_is_closed_at_its_deadline() {
     for (begin, drip, deadline) in [
         ("", "", 500),
         ("G", "", 1000),
-        ("\r\n", "", 1000),
+        ("\r\n", "", 500),
         ("GET / HTTP/1.1\r\nHost: a.example\r\n", "", 1000),
         ("GET / HTTP/1.1\r\nHost: a.example\r\nA: ", "b", 1000),
         ("GET / HTTP/1.1\r\nHost: a.example\r\n", "A: b\r\n", 1000),
@@ -535,7 +540,6 @@ fn p_upg_early_nothing_passes_before_the_backend_has_agreed() {
 }
 
 #[test]
-#[ignore = "today's engine forwards none"]
 fn p_1xx_pass_in_order_to_those_who_know_them() {
     let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </b>\r\n\r\n\
                    HTTP/1.1 199 Odd\r\n\r\n";
@@ -556,7 +560,6 @@ fn p_1xx_pass_in_order_to_those_who_know_them() {
 }
 
 #[test]
-#[ignore = "today's engine waits for the deadline"]
 fn p_1xx_without_end_is_a_502() {
     for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"] {
         let origin = rogue(move |_| vec![Step::Flood(interim.repeat(100).into_bytes())]);
@@ -574,7 +577,7 @@ fn p_1xx_without_end_is_a_502() {
 }
 
 #[test]
-#[ignore = "today's engine takes an answer for another protocol"]
+#[ignore = "an answer for another protocol is taken"]
 fn p_1xx_an_upgrade_that_nobody_asked_for_is_a_502() {
     let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nraw";
     let origin = rogue(move |_| vec![Step::Body, Step::send(switch)]);
@@ -597,7 +600,6 @@ fn p_1xx_an_upgrade_that_nobody_asked_for_is_a_502() {
 const EXPECT: &str = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
 
 #[test]
-#[ignore = "today's engine answers 100 by itself"]
 fn p_expect_is_the_backends_to_answer() {
     let go = Gate::new();
     let may = go.clone();
@@ -624,7 +626,6 @@ fn p_expect_is_the_backends_to_answer() {
 }
 
 #[test]
-#[ignore = "today's engine answers 100 by itself"]
 fn p_expect_a_final_answer_stands_for_the_body() {
     for answer in [
         "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno",
@@ -656,7 +657,6 @@ fn p_expect_of_http_1_0_is_not_answered_with_100() {
 }
 
 #[test]
-#[ignore = "today's engine passes on those alone that were announced"]
 fn p_trailers_pass_and_those_that_would_change_the_message_do_not() {
     let forbidden =
         ["Content-Length: 9", "Transfer-Encoding: x", "Host: evil", "Authorization: evil", "Connection: evil"];
@@ -813,7 +813,6 @@ fn rogues() -> Vec<(Vec<u8>, Fate)> {
         b"5;a=\x01\r\nhello\r\n0\r\n\r\n",
         b"5;a=b\nhello\r\n0\r\n\r\n",
         b"10000000000000005\r\nhello\r\n0\r\n\r\n",
-        b"ffffffffffffffff\r\nhello\r\n0\r\n\r\n",
         b"0\n\n",
         b"0\r\nno colon\r\n\r\n",
         b"0\r\n A: b\r\n\r\n",
@@ -935,7 +934,7 @@ fn rogue_is_handled(front: &Front, fate: Fate) -> Result<(), String> {
 
 #[test]
 fn p_rogue_be_is_never_passed_on_malformed_and_never_the_next_ones_answer() {
-    let part = std::env::var("SCRIMP_TEST_STRICT");
+    let part = std::env::var("SCRIMP_TEST_STRICT").unwrap_or_default();
     let (mut wrong, mut count) = (Vec::new(), 0);
     let told = Arc::new(Mutex::new(Rogue::default()));
     let tells = Arc::clone(&told);
@@ -943,11 +942,7 @@ fn p_rogue_be_is_never_passed_on_malformed_and_never_the_next_ones_answer() {
     let front = Front::new(&[origin.address]);
     for (bytes, fate) in rogues() {
         let name = shown(&bytes);
-        let is_left_out = match &part {
-            Ok(part) => !name.contains(part),
-            Err(_) => ROGUES_NOT_YET.lines().any(|line| line == name),
-        };
-        if is_left_out {
+        if !name.contains(&part) {
             continue;
         }
         for (is_closing, is_slow) in [(false, false), (true, false), (false, true)] {
@@ -963,9 +958,6 @@ fn p_rogue_be_is_never_passed_on_malformed_and_never_the_next_ones_answer() {
     println!("{count} responses");
     assert!(wrong.is_empty(), "{} of {count} are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
-
-/// What today's engine passes on all the same.
-const ROGUES_NOT_YET: &str = include_str!("fixtures/rogue_not_yet.txt");
 
 #[test]
 fn p_rogue_be_that_talks_while_nobody_asks_is_heard_by_nobody() {
@@ -1072,9 +1064,10 @@ fn p_nobackend_is_a_404_or_a_503_that_says_when() {
 }
 
 #[test]
-#[ignore = "today's engine goes round until a deadline"]
+#[ignore = "it goes round until the descriptors are used up"]
 fn p_loop_ends_soon() {
-    let front = Front::new(&[nobody()]);
+    // Whatever becomes of it, the other tests have descriptors left.
+    let front = Front::with(&[nobody()], |config| config.limits.connections = Some(100));
     let mut node = Node::new(1, vec![http_app("web", front.port, front.bed.address(front.port), &[], "/")]);
     node.ip = front.bed.ip;
     front.bed.publish(&[node]);
