@@ -213,7 +213,7 @@ fn ipv6_backends_stand_in_brackets_and_are_reached() {
     );
     assert!(text.contains("server [2001:db8::7]:8080 ") && text.contains("server 192.0.2.1:8080 "), "{text}");
 
-    if std::net::TcpListener::bind("[::1]:0").is_err() {
+    if TcpListener::bind("[::1]:0").is_err() {
         return;
     }
     let nginx = Nginx::start();
@@ -750,7 +750,7 @@ fn an_nginx_that_does_not_run_loads_the_file_when_it_starts() {
 fn a_reload_that_nginx_swallows_is_noticed() {
     let nginx = Nginx::start();
     let origin = Origin::http("a", "127.0.0.1:0");
-    let (good, taken) = (free_port(), std::net::TcpListener::bind("0.0.0.0:0").unwrap());
+    let (good, taken) = (free_port(), TcpListener::bind("0.0.0.0:0").unwrap());
     let offer = |listen| pools(vec![member(1, "127.0.0.1", vec![web("web", origin.port(), listen, &["a.example"])])]);
     let config = nginx.config(TemplateSource::Nginx);
     let target = config.target.clone();

@@ -180,7 +180,7 @@ fn by_name(entries: &[Directive]) -> Result<(), String> {
             return Err(format!("{:?} in map", entry.words));
         }
     }
-    no_doubles(&entries.iter().map(|entry| entry.name()).collect::<Vec<_>>(), "name")
+    no_doubles(&entries.iter().map(Directive::name).collect::<Vec<_>>(), "name")
 }
 
 fn only(directives: &[Directive], allowed: &[&str], place: &str) -> Result<(), String> {
@@ -217,7 +217,7 @@ fn whole(directives: &[Directive]) -> Result<(), String> {
             let target = target.split_once("://").map_or(target.as_str(), |(_, name)| name);
             if let Some(port) = target.strip_prefix("$scrimp_") {
                 let is_map = |d: &&Directive| d.words == ["map", "$ssl_preread_server_name", target];
-                let map = directives.iter().find(is_map).ok_or(format!("no map for port {port}"))?;
+                let map = directives.iter().find(is_map).ok_or_else(|| format!("no map for port {port}"))?;
                 let pools = map.block.iter().flatten().filter_map(|entry| entry.words.get(1));
                 if let Some(missing) =
                     pools.filter(|pool| !pool.is_empty()).find(|pool| !names.contains(&pool.as_str()))

@@ -150,9 +150,8 @@ pub fn connect(address: SocketAddr, config: &Arc<ClientConfig>, name: Option<&st
 pub fn shake(mut stream: TcpStream, config: &Arc<ClientConfig>, name: Option<&str>) -> std::io::Result<Tls> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let name = name.map_or(ServerName::from(std::net::IpAddr::from([127, 0, 0, 1])), |name| {
-        ServerName::try_from(name.to_owned()).unwrap()
-    });
+    // An address is not asked for by name.
+    let name = ServerName::try_from(name.unwrap_or("127.0.0.1").to_owned()).unwrap();
     let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
     while connection.is_handshaking() {
         connection.complete_io(&mut stream)?;
