@@ -577,7 +577,6 @@ fn p_1xx_without_end_is_a_502() {
 }
 
 #[test]
-#[ignore = "an answer for another protocol is taken"]
 fn p_1xx_an_upgrade_that_nobody_asked_for_is_a_502() {
     let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nraw";
     let origin = rogue(move |_| vec![Step::Body, Step::send(switch)]);
@@ -1064,7 +1063,6 @@ fn p_nobackend_is_a_404_or_a_503_that_says_when() {
 }
 
 #[test]
-#[ignore = "it goes round until the descriptors are used up"]
 fn p_loop_ends_soon() {
     // Whatever becomes of it, the other tests have descriptors left.
     let front = Front::with(&[nobody()], |config| config.limits.connections = Some(100));
