@@ -69,14 +69,7 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
     limit.is_some_and(|limit| u64::from(limit) <= active())
 }
 
-async fn pass(
-    shared: &Shared,
-    mut client: Stream,
-    peer: SocketAddr,
-    ahead: Bytes,
-    mut backend: Stream,
-    lease: &Lease,
-) {
+async fn pass(shared: &Shared, mut client: Stream, peer: SocketAddr, ahead: Bytes, mut backend: Stream, lease: &Lease) {
     let counters = &shared.counters;
     // What the backend is told goes ahead of what the client says.
     let ahead = match (lease.backend().proxy_protocol, client.tcp().local_addr()) {
