@@ -103,7 +103,7 @@ pub enum PolicyName {
     RoundRobin,
     /// At random, by weight.
     Random,
-    /// The fewest open requests or connections for its weight.
+    /// The fewest open requests or connections for its weight; in pools of more than 64, the fewest of 16 drawn.
     LeastConnections,
     /// The less loaded of two chosen at random.
     TwoChoices,

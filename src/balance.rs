@@ -1,9 +1,13 @@
 //! Choosing one backend of a pool. One file a policy; pure but for the atomics that a choice moves.
+//!
+//! A choice costs about the same whether there are 3 or 10,000: what it goes by is made with the pool, not on the
+//! request path.
 
 mod hash;
 mod least_connections;
 mod random;
 mod round_robin;
+mod tried;
 mod two_choices;
 
 use std::net::SocketAddr;
@@ -11,7 +15,13 @@ use std::sync::Arc;
 
 use crate::app::PolicyName;
 use crate::backend::Backend;
+use hash::Ring;
+use random::Random;
 use round_robin::RoundRobin;
+use tried::Tried;
+
+/// So often a policy chooses again if it chose one that was tried; then the next one in order takes over.
+const DRAWS: usize = 4;
 
 /// A policy with its state for one set of backends.
 #[derive(Debug)]
@@ -22,10 +32,10 @@ pub struct Balancer {
 #[derive(Debug)]
 enum Policy {
     RoundRobin(RoundRobin),
-    Random,
+    Random(Random),
     LeastConnections(RoundRobin),
     TwoChoices,
-    Hash,
+    Hash(Ring),
 }
 
 impl Balancer {
@@ -36,10 +46,10 @@ impl Balancer {
         Self {
             policy: match policy {
                 PolicyName::RoundRobin => Policy::RoundRobin(turns()),
-                PolicyName::Random => Policy::Random,
+                PolicyName::Random => Policy::Random(Random::new(&weights(backends))),
                 PolicyName::LeastConnections => Policy::LeastConnections(turns()),
                 PolicyName::TwoChoices => Policy::TwoChoices,
-                PolicyName::Hash => Policy::Hash,
+                PolicyName::Hash => Policy::Hash(Ring::new(backends)),
             },
         }
     }
@@ -62,29 +72,33 @@ impl Balancer {
     pub fn policy(&self) -> PolicyName {
         match self.policy {
             Policy::RoundRobin(_) => PolicyName::RoundRobin,
-            Policy::Random => PolicyName::Random,
+            Policy::Random(_) => PolicyName::Random,
             Policy::LeastConnections(_) => PolicyName::LeastConnections,
             Policy::TwoChoices => PolicyName::TwoChoices,
-            Policy::Hash => PolicyName::Hash,
+            Policy::Hash(_) => PolicyName::Hash,
         }
     }
 
     /// The index of the chosen backend, never one whose address is in `tried`; none if there is no other.
     pub fn pick(&self, backends: &[Arc<Backend>], client: SocketAddr, tried: &[SocketAddr]) -> Option<usize> {
-        let is_free = |at: &usize| !tried.contains(&backends[*at].address);
-        let first = match &self.policy {
-            Policy::RoundRobin(turns) => turns.take().filter(|at| *at < backends.len()),
-            Policy::Random => random::pick(backends),
-            Policy::LeastConnections(turns) => least_connections::pick(backends, turns, tried),
-            Policy::TwoChoices => two_choices::pick(backends),
-            Policy::Hash => hash::pick(backends, client.ip(), tried),
-        };
-        match first {
-            Some(at) if is_free(&at) => Some(at),
-            // Its place in the order was tried already: the next one in the order that was not.
-            Some(at) => (at + 1..backends.len()).chain(0..at).find(is_free),
-            None => None,
+        let tried = Tried::new(tried);
+        let mut last = 0;
+        for _ in 0..DRAWS {
+            let chosen = match &self.policy {
+                Policy::RoundRobin(turns) => turns.take(),
+                Policy::Random(random) => random.draw(),
+                Policy::LeastConnections(turns) => least_connections::pick(backends, turns, &tried),
+                Policy::TwoChoices => two_choices::pick(backends),
+                Policy::Hash(ring) => ring.find(backends, client.ip(), &tried),
+            };
+            let Some(at) = chosen else { break };
+            let backend = backends.get(at)?;
+            if !tried.has(&backend.address) {
+                return Some(at);
+            }
+            last = at;
         }
+        (last..backends.len()).chain(0..last).find(|at| !tried.has(&backends[*at].address))
     }
 }
 
@@ -98,6 +112,8 @@ pub(crate) mod tests {
     use crate::app::Protocol;
     use crate::member::NodeId;
     use crate::name::Weight;
+    use proptest::prelude::*;
+    use std::net::IpAddr;
 
     pub(crate) fn backend(last_octet: u8, weight: u16) -> Arc<Backend> {
         Arc::new(Backend {
@@ -110,6 +126,16 @@ pub(crate) mod tests {
             weight: Weight::try_from(weight).unwrap(),
             load: Arc::default(),
         })
+    }
+
+    /// So many, sorted by address.
+    pub(crate) fn many(count: usize, weight: impl Fn(usize) -> u16) -> Vec<Arc<Backend>> {
+        let at_address = |at: usize| {
+            let [_, high, middle, low] = u32::try_from(at).unwrap().to_be_bytes();
+            let address = SocketAddr::from(([10, high, middle, low], 80));
+            Arc::new(Backend { address, ..Backend::clone(&backend(1, weight(at))) })
+        };
+        (0..count).map(at_address).collect()
     }
 
     fn client(port: u16) -> SocketAddr {
@@ -134,6 +160,47 @@ pub(crate) mod tests {
             assert_eq!(balancer.pick(&backends, client(1), &all), None, "{policy:?}");
             for _ in 0..50 {
                 assert_eq!(balancer.pick(&backends, client(1), &all[..1]), Some(1), "{policy:?}");
+            }
+        }
+    }
+
+    /// Those that are chosen one after the other, until there is none.
+    fn all_chosen(balancer: &Balancer, backends: &[Arc<Backend>], mut tried: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let before = tried.len();
+        while let Some(at) = balancer.pick(backends, client(7), &tried) {
+            tried.push(backends[at].address);
+            assert!(tried.len() <= before + backends.len(), "it goes on for ever");
+        }
+        let mut chosen = tried.split_off(before);
+        chosen.sort_unstable();
+        chosen
+    }
+
+    #[test]
+    fn of_ten_thousand_the_last_few_that_were_not_tried_are_each_found_once() {
+        let backends = many(10_000, |at| if at == 4321 { 1000 } else { 100 });
+        let (left, tried): (Vec<SocketAddr>, Vec<SocketAddr>) =
+            backends.iter().map(|backend| backend.address).partition(
+                |address| matches!(address.ip(), IpAddr::V4(ip) if ip.octets()[3] == 77 && ip.octets()[2] % 10 == 1),
+            );
+        assert_eq!((left.len(), tried.len()), (4, 9996));
+        for policy in ALL {
+            assert_eq!(all_chosen(&Balancer::new(policy, &backends), &backends, tried.clone()), left, "{policy:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn everybody_who_was_not_tried_is_chosen_once(
+            weights in proptest::collection::vec(1_u16..=1000, 0..100),
+            tried in proptest::collection::vec(0_usize..100, 0..100),
+        ) {
+            let backends = many(weights.len(), |at| weights[at]);
+            let tried: Vec<SocketAddr> = tried.iter().filter_map(|at| Some(backends.get(*at)?.address)).collect();
+            let left: Vec<SocketAddr> =
+                backends.iter().map(|backend| backend.address).filter(|address| !tried.contains(address)).collect();
+            for policy in ALL {
+                prop_assert_eq!(&all_chosen(&Balancer::new(policy, &backends), &backends, tried.clone()), &left);
             }
         }
     }

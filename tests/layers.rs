@@ -54,6 +54,7 @@ const PURE: &[&str] = &[
     "balance/least_connections.rs",
     "balance/random.rs",
     "balance/round_robin.rs",
+    "balance/tried.rs",
     "balance/two_choices.rs",
     "gossip/codec.rs",
     "gossip/core.rs",

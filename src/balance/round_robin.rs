@@ -8,11 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A schedule longer than this is made from coarser weights. 4,096 picks hold the weights of a pool of
 /// 40 backends with the default weight and one odd one exactly.
 const SCHEDULE_MAX: usize = 4096;
+/// Nor is it longer than this for each backend of a larger pool: the weights are right to a sixteenth of the mean.
+const TURNS_MAX: usize = 8;
+/// Up to so many backends the schedule is made turn by turn; that takes the time of each with each.
+const TURN_BY_TURN: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct RoundRobin {
     /// Indices of backends, in the order of their turns.
-    schedule: Vec<u16>,
+    schedule: Vec<u32>,
     at: AtomicUsize,
 }
 
@@ -29,59 +33,85 @@ impl RoundRobin {
         }
         // Wraps after 2^64 picks; the one uneven round then is nobody's trouble.
         let at = self.at.fetch_add(1, Ordering::Relaxed) % length;
-        Some(usize::from(self.schedule[at]))
+        Some(self.schedule[at] as usize)
     }
 
     /// Whose turns come, in order, one round of them; does not move on.
     pub(super) fn upcoming(&self) -> impl Iterator<Item = usize> {
         let length = self.schedule.len();
         let at = self.at.load(Ordering::Relaxed);
-        (0..length).map(move |i| usize::from(self.schedule[(at.wrapping_add(i)) % length]))
+        (0..length).map(move |i| self.schedule[(at.wrapping_add(i)) % length] as usize)
     }
 
     /// Makes it the turn of the backend with this index.
     pub(super) fn resume(&self, backend: Option<usize>) {
-        if let Some(at) = backend.and_then(|b| self.schedule.iter().position(|turn| usize::from(*turn) == b)) {
+        if let Some(at) = backend.and_then(|b| self.schedule.iter().position(|turn| *turn as usize == b)) {
             self.at.store(at, Ordering::Relaxed);
         }
     }
 }
 
+fn schedule(weights: &[u16]) -> Vec<u32> {
+    let weights = reduced(weights);
+    if weights.iter().all(|weight| *weight == 1) {
+        (0..weights.len()).map(index).collect()
+    } else if weights.len() <= TURN_BY_TURN {
+        turn_by_turn(&weights)
+    } else {
+        at_once(&weights)
+    }
+}
+
 /// Smooth weighted round robin, played once through: each turn goes to the backend with the most credit;
 /// everybody earns its weight a turn, and a turn costs the sum of all (nginx's algorithm, 2012).
-fn schedule(weights: &[u16]) -> Vec<u16> {
-    let weights = reduced(weights);
-    let total: i64 = weights.iter().sum();
+fn turn_by_turn(weights: &[u32]) -> Vec<u32> {
+    let total: i64 = weights.iter().map(|weight| i64::from(*weight)).sum();
     let mut credits = vec![0_i64; weights.len()];
-    if weights.iter().all(|weight| *weight == 1) {
-        return (0..weights.len()).map(|at| u16::try_from(at).unwrap_or(u16::MAX)).collect();
-    }
     (0..total)
         .map(|_| {
             let mut best = 0;
             for at in 0..credits.len() {
-                credits[at] += weights[at];
+                credits[at] += i64::from(weights[at]);
                 if credits[at] > credits[best] {
                     best = at;
                 }
             }
             credits[best] -= total;
-            u16::try_from(best).unwrap_or(u16::MAX)
+            index(best)
         })
         .collect()
 }
 
+/// As smooth, and no slower than sorting: a backend's turns are spread evenly over the round, and begin where no other
+/// backend's do (multiples of the golden ratio are spread evenly too).
+fn at_once(weights: &[u32]) -> Vec<u32> {
+    const ROUND: u64 = 1 << 32;
+    let mut turns: Vec<(u64, u32)> = Vec::new();
+    for (at, weight) in weights.iter().enumerate() {
+        let first = (at as u64).wrapping_mul(0x9e37_79b9) % ROUND;
+        let place = |turn: u32| (u64::from(turn) * ROUND + first) / u64::from((*weight).max(1));
+        turns.extend((0..*weight).map(|turn| (place(turn), index(at))));
+    }
+    turns.sort_unstable();
+    turns.into_iter().map(|(_, at)| at).collect()
+}
+
+fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
 /// The weights divided by what they have in common, and made coarser if their sum would still be too long
 /// (never below one turn a round).
-fn reduced(weights: &[u16]) -> Vec<i64> {
+fn reduced(weights: &[u16]) -> Vec<u32> {
     let common = weights.iter().fold(0, |a, b| gcd(a, *b)).max(1);
-    let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / common)).collect();
-    let total: i64 = weights.iter().sum();
-    let max = SCHEDULE_MAX.max(weights.len()) as i64;
+    let weights: Vec<u32> = weights.iter().map(|weight| u32::from(weight / common)).collect();
+    let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+    let max = SCHEDULE_MAX.max(TURNS_MAX * weights.len()) as u64;
     if total <= max {
         return weights;
     }
-    weights.iter().map(|weight| (weight * max / total).max(1)).collect()
+    let coarser = |weight: u32| u32::try_from((u64::from(weight) * max + total / 2) / total).unwrap_or(u32::MAX);
+    weights.into_iter().map(|weight| coarser(weight).max(1)).collect()
 }
 
 fn gcd(a: u16, b: u16) -> u16 {
@@ -127,8 +157,29 @@ mod tests {
     fn odd_weights_of_many_backends_stay_bounded() {
         let weights: Vec<u16> = (0..1000).map(|i| 997 - (i % 5)).collect();
         let turns = RoundRobin::new(&weights);
-        assert!(turns.schedule.len() <= SCHEDULE_MAX + 1000);
+        assert!(turns.schedule.len() <= 9 * 1000);
         assert!((0..1000).all(|at| turns.schedule.contains(&at)));
+        let few = RoundRobin::new(&[997, 991, 983, 977, 971]);
+        assert!(few.schedule.len() <= SCHEDULE_MAX + 5);
+    }
+
+    #[test]
+    fn many_backends_keep_their_weights_and_are_spread_over_the_round() {
+        let weights: Vec<u16> = (0..10_000).map(|at| if at % 10 == 3 { 399 } else { 100 + at % 2 }).collect();
+        let turns = RoundRobin::new(&weights);
+        let round = turns.schedule.len();
+        assert!(round <= 9 * 10_000, "{round}");
+        let mut at = vec![Vec::new(); weights.len()];
+        for (turn, backend) in turns.schedule.iter().enumerate() {
+            at[*backend as usize].push(turn);
+        }
+        let mean = 130.0 / 8.0;
+        for (turns, weight) in at.iter().zip(&weights) {
+            assert!((turns.len() as f64 - f64::from(*weight) / mean).abs() <= 1.0, "{} of {weight}", turns.len());
+            let even = round / turns.len();
+            let gaps = turns.iter().zip(turns.iter().cycle().skip(1)).map(|(one, next)| (next + round - one) % round);
+            assert!(gaps.clone().all(|gap| gap * 10 > even * 9 && gap * 10 < even * 11), "{gaps:?} for {even}");
+        }
     }
 
     #[test]
