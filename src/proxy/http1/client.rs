@@ -166,7 +166,7 @@ impl Client {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {
-                    if !self.has_begun && !(self.input.is_empty() && self.empty_lines == 0) {
+                    if !self.has_begun && (self.empty_lines > 0 || !self.input.is_empty()) {
                         // One deadline for the whole head.
                         self.has_begun = true;
                         self.deadline = Instant::now() + self.config.timeouts.header;
