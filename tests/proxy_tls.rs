@@ -139,11 +139,11 @@ fn who_stalls_is_closed_by_its_deadline_counted_from_the_accept() {
     let site = authority.site("a", &["a.example"]);
     let bed = with_tls(&[&site], |config| {
         config.timeouts.first_byte = SHORT;
-        config.timeouts.header = SHORT * 3;
+        config.timeouts.header = SHORT * 8;
     });
     let (port, origin) = (bed.port(), Origin::named("a"));
     bed.publish_and_open(&[Node::new(1, vec![http_app("a", port, origin.address, &[], "/")])], port);
-    let ends = |least: Duration, said: &[u8], is_trickle: bool| {
+    let ends = |least: Duration, most: Duration, said: &[u8], is_trickle: bool| {
         let began = Instant::now();
         let mut stream = bed.connect(port);
         for byte in said.chunks(if is_trickle { 1 } else { said.len().max(1) }) {
@@ -156,13 +156,14 @@ fn who_stalls_is_closed_by_its_deadline_counted_from_the_accept() {
         }
         until("it is closed", || is_ended(&stream));
         let took = began.elapsed();
-        assert!(took >= least && took < least + Duration::from_secs(2), "{took:?} for {} bytes", said.len());
+        assert!(took >= least && took < most, "{took:?} for {} bytes", said.len());
     };
-    ends(SHORT, b"", false);
+    let (header, late) = (SHORT * 8, SHORT * 16);
+    ends(SHORT, header, b"", false);
     // A record of 512 bytes, of which some come, or all of them too slowly.
     let hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc][..], &[0; 500]].concat();
-    ends(SHORT * 3, &hello[..100], false);
-    ends(SHORT * 3, &hello, true);
+    ends(header, late, &hello[..100], false);
+    ends(header, late, &hello, true);
     // After its first words, in the middle of the handshake.
     let began = Instant::now();
     let stream = bed.connect(port);
@@ -170,7 +171,7 @@ fn who_stalls_is_closed_by_its_deadline_counted_from_the_accept() {
     let mut connection = rustls::ClientConnection::new(any_client(), name).unwrap();
     connection.write_tls(&mut &stream).unwrap();
     read_all(&stream).unwrap();
-    assert!(began.elapsed() >= SHORT * 3);
+    assert!(began.elapsed() >= header && began.elapsed() < late);
     until("each is counted", || bed.counters.tls_failures.get() == 4);
 }
 

@@ -181,26 +181,23 @@ pub(super) async fn read_name(
 ) -> Option<(Bytes, Option<Hostname>)> {
     /// What is read at once.
     const READ_BYTES: usize = 2048;
-    timeout_at(since + timeouts.first_byte, client.readable()).await.ok()?.ok()?;
     let mut said = BytesMut::new();
-    let reading = async {
-        loop {
-            client.readable().await.ok()?;
-            said.reserve(READ_BYTES);
-            match client.try_read_buf(&mut said) {
-                Ok(0) => return None,
-                Ok(_) => match hello::read(&said) {
-                    Hello::Incomplete => {}
-                    Hello::Tls(name) => return Some(name),
-                    Hello::Other => return Some(None),
-                },
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return None,
-            }
+    loop {
+        // A socket that was just accepted says that it is readable: only what is read counts.
+        let wait = if said.is_empty() { timeouts.first_byte } else { timeouts.first_byte.max(timeouts.header) };
+        timeout_at(since + wait, client.readable()).await.ok()?.ok()?;
+        said.reserve(READ_BYTES);
+        match client.try_read_buf(&mut said) {
+            Ok(0) => return None,
+            Ok(_) => match hello::read(&said) {
+                Hello::Incomplete => {}
+                Hello::Tls(name) => return Some((said.freeze(), name)),
+                Hello::Other => return Some((said.freeze(), None)),
+            },
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return None,
         }
-    };
-    let name = timeout_at(since + timeouts.first_byte.max(timeouts.header), reading).await.ok()??;
-    Some((said.freeze(), name))
+    }
 }
 
 /// Entry points for tests and the fuzzer.

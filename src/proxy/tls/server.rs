@@ -205,14 +205,11 @@ impl Server {
     ) -> Result<TlsStream<TcpStream>, Failure> {
         let whole = since + timeouts.header.max(timeouts.first_byte);
         let first = since + timeouts.first_byte;
-        if ahead.is_empty() && !matches!(timeout_at(first, client.readable()).await, Ok(Ok(()))) {
-            return Err(Failure::Mute);
-        }
-        let accepted = match timeout_at(whole, introduce(&client, ahead, port)).await {
-            Ok(Ok(accepted)) => accepted,
-            Ok(Err(None)) => return Err(Failure::Left),
-            Ok(Err(Some(words))) => return Err(Failure::Told(client, words)),
-            Err(_) => return Err(Failure::Mute),
+        let accepted = match introduce(&client, ahead, port, first, whole).await {
+            Ok(accepted) => accepted,
+            Err(Refusal::Left) => return Err(Failure::Left),
+            Err(Refusal::Slow) => return Err(Failure::Mute),
+            Err(Refusal::Told(words)) => return Err(Failure::Told(client, words)),
         };
         let rest = StartHandshake::from_parts(accepted, client).into_stream(Arc::clone(&self.config)).into_fallible();
         match timeout_at(whole, rest).await {
@@ -257,8 +254,22 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Reads a client's first message. The error is what is to be said last; none if it has gone.
-async fn introduce(client: &TcpStream, ahead: &[u8], port: Port) -> Result<Accepted, Option<Vec<u8>>> {
+/// Why there is no first message.
+enum Refusal {
+    Left,
+    Slow,
+    /// What it was is answered so.
+    Told(Vec<u8>),
+}
+
+/// Reads a client's first message, of which something has to be there at `first` and all at `whole`.
+async fn introduce(
+    client: &TcpStream,
+    ahead: &[u8],
+    port: Port,
+    first: Instant,
+    whole: Instant,
+) -> Result<Accepted, Refusal> {
     let mut acceptor = Acceptor::default();
     let mut is_first = true;
     let mut judge = |bytes: &[u8]| {
@@ -266,28 +277,31 @@ async fn introduce(client: &TcpStream, ahead: &[u8], port: Port) -> Result<Accep
             && bytes.first().is_some_and(|kind| *kind != HANDSHAKE)
             && refusal::is_http(bytes)
         {
-            return Err(refusal::page(bytes, port));
+            return Err(Refusal::Told(refusal::page(bytes, port)));
         }
-        feed(&mut acceptor, bytes)
+        feed(&mut acceptor, bytes).map_err(Refusal::Told)
     };
     if !ahead.is_empty()
         && let Some(accepted) = judge(ahead)?
     {
         return Ok(accepted);
     }
+    let mut deadline = if ahead.is_empty() { first } else { whole };
     loop {
-        client.readable().await.map_err(|_| None)?;
+        // A socket that was just accepted says that it is readable: only what is read counts.
+        timeout_at(deadline, client.readable()).await.map_err(|_| Refusal::Slow)?.map_err(|_| Refusal::Left)?;
         // Not held while waiting.
         let mut buffer = [0; READ_BYTES];
         match client.try_read(&mut buffer) {
-            Ok(0) => return Err(None),
+            Ok(0) => return Err(Refusal::Left),
             Ok(count) => {
+                deadline = whole;
                 if let Some(accepted) = judge(buffer.get(..count).unwrap_or_default())? {
                     return Ok(accepted);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return Err(None),
+            Err(_) => return Err(Refusal::Left),
         }
     }
 }
