@@ -445,6 +445,7 @@ impl Core {
     fn send_packet(&mut self, now: Instant, to: &Identity, packet: &[u8]) {
         let Ok(header) = Codec.decode_header(packet) else {
             return;
+            let after = after * self.joining.patience(now, &timer);
         };
         let is_active = || self.foca.iter_members().any(|member| member.id() == to);
         let node = match header.message {
@@ -465,7 +466,10 @@ impl Core {
 
     fn take_news(&mut self, now: Instant, news: &OwnedNotification<Identity>) {
         match news {
-            OwnedNotification::MemberUp(id) | OwnedNotification::Rename(_, id) => self.member_up(now, *id),
+            OwnedNotification::MemberUp(id) | OwnedNotification::Rename(_, id) => {
+                self.joining.last_up = now;
+                self.member_up(now, *id);
+            }
             OwnedNotification::Active => self.taken_in(now),
             // With no member left, or under a new identity that nobody has accepted yet, foca does nothing at all.
             OwnedNotification::Idle | OwnedNotification::Rejoin(_) => self.knock_soon(now),

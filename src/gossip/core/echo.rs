@@ -13,7 +13,7 @@ use crate::member::MemberState;
 
 /// From question to question, while they are answered.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The same for a balancer that has more backends than [`MANY`]: their answers must not fill its line.
+/// The same in a cluster of more members than [`MANY`]: their answers must not fill a balancer's line.
 const INTERVAL_MANY: Duration = Duration::from_secs(1);
 const MANY: usize = 200;
 /// From question to question to those that are silent and down: an answer brings them back before gossip does.
@@ -61,7 +61,7 @@ impl Core {
     }
 
     pub(super) fn echo(&mut self, now: Instant, node: NodeId) {
-        let interval = if self.held.len() > MANY { INTERVAL_MANY } else { INTERVAL };
+        let interval = if self.foca.num_members() > MANY { INTERVAL_MANY } else { INTERVAL };
         let Some(held) = self.held.get_mut(&node) else {
             return;
         };

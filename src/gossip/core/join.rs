@@ -34,6 +34,10 @@ const CONTACT_DELAY: Duration = Duration::from_secs(10);
 /// would call dead by now are most likely well; it calls nobody anything and starts over.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(20);
 
+/// Who hears of nobody new for so long knows everybody, most likely, and announces itself less often: the answer
+/// to an announcement is a datagram full of members, which costs more than all else that a quiet node sends.
+const NEWS: Duration = Duration::from_secs(30);
+
 /// A run cannot have begun later than this (the year 4199): a clock beyond it would leave no room for the next.
 const EPOCH_MAX: u64 = 1 << 46;
 
@@ -44,6 +48,8 @@ pub(super) struct Joining {
     /// Since when.
     pub(super) in_since: Instant,
     pub(super) knocked: Option<Instant>,
+    /// When somebody new was last heard of.
+    pub(super) last_up: Instant,
     seeds: BTreeMap<SocketAddr, Seed>,
     delay: Duration,
 }
@@ -57,7 +63,13 @@ struct Seed {
 
 impl Joining {
     pub(super) fn new(now: Instant) -> Self {
-        Self { is_in: false, in_since: now, knocked: None, seeds: BTreeMap::new(), delay: KNOCK_DELAY }
+        Self { is_in: false, in_since: now, knocked: None, last_up: now, seeds: BTreeMap::new(), delay: KNOCK_DELAY }
+    }
+
+    /// How many times as long as foca asks for one of its timers waits.
+    pub(super) fn patience(&self, now: Instant, timer: &foca::Timer<Identity>) -> u32 {
+        let is_settled = now - self.last_up > NEWS;
+        if is_settled && matches!(timer, foca::Timer::PeriodicAnnounce(_)) { 3 } else { 1 }
     }
 }
 
