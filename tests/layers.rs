@@ -55,6 +55,7 @@ const PURE: &[&str] = &[
     "balance/two_choices.rs",
     "gossip/codec.rs",
     "gossip/core.rs",
+    "gossip/core/addition.rs",
     "gossip/core/echo.rs",
     "gossip/core/guard.rs",
     "gossip/core/join.rs",

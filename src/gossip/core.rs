@@ -13,6 +13,7 @@
 //! - `leave`: after goodbye nothing more is taken in, or the node would join again;
 //! - `publish`: the roster, for everybody else.
 
+mod addition;
 mod echo;
 mod guard;
 mod join;
@@ -33,6 +34,7 @@ use foca::{AccumulatingRuntime, Codec as _, Foca, NoCustomBroadcast, OwnedNotifi
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+pub(crate) use self::addition::Addition;
 use self::echo::Echo;
 use self::guard::Accusations;
 use self::join::Joining;
@@ -174,6 +176,9 @@ pub(crate) struct Core {
     leaving: Option<bool>,
     /// The version of our record that everybody is known to have.
     heard: u32,
+    /// What a simulation leaves out.
+    #[cfg(any(test, feature = "testing"))]
+    without: Option<Addition>,
 }
 
 /// A timer that never decides an order: its deadline and number do.
@@ -199,25 +204,28 @@ impl Ord for TimerSlot {
 
 /// foca's settings. Its presets let a rumour die after one to four transmissions in a small cluster, which
 /// loses healthy members at 10 % loss; twenty transmissions lose none at 30 %, at 30 bytes a second more.
-fn foca_config() -> foca::Config {
+fn foca_config(has: impl Fn(Addition) -> bool) -> foca::Config {
     let every = |seconds: u64| {
         Some(PeriodicParams {
             frequency: Duration::from_secs(seconds),
             num_members: const { NonZeroUsize::new(1).unwrap() },
         })
     };
+    // Without: as the preset for local networks has it, for fifty members.
+    let transmissions = const { [NonZeroU8::new(6).unwrap(), NonZeroU8::new(20).unwrap()] };
+    let [announce, announce_to_down] = if has(Addition::Announcements) { [5, 5] } else { [30, 65] };
     foca::Config {
         probe_period: Duration::from_millis(500),
         probe_rtt: Duration::from_millis(200),
         num_indirect_probes: const { NonZeroUsize::new(3).unwrap() },
-        max_transmissions: const { NonZeroU8::new(20).unwrap() },
+        max_transmissions: transmissions[usize::from(has(Addition::Transmissions))],
         suspect_to_down_after: Duration::from_secs(2),
         // Forgetting the dead early lets old rumours raise them as ghosts.
         remove_down_after: Some(Duration::from_secs(24 * 3600)),
         max_packet_size: const { NonZeroUsize::new(DATAGRAM_BYTES_MAX - seal::OVERHEAD_BYTES - STAMP_BYTES_MAX).unwrap() },
         notify_down_members: true,
-        periodic_announce: every(5),
-        periodic_announce_to_down_members: every(5),
+        periodic_announce: every(announce),
+        periodic_announce_to_down_members: every(announce_to_down),
         periodic_gossip: Some(PeriodicParams {
             frequency: Duration::from_millis(200),
             num_members: const { NonZeroUsize::new(3).unwrap() },
@@ -239,7 +247,7 @@ impl Core {
             apps: Apps::Inline(Vec::new()),
         };
         let mut core = Self {
-            foca: Foca::new(settings.identity, foca_config(), StdRng::from_rng(&mut rng), Codec),
+            foca: Foca::new(settings.identity, foca_config(|_| true), StdRng::from_rng(&mut rng), Codec),
             runtime: AccumulatingRuntime::new(),
             rng,
             timers: BinaryHeap::new(),
@@ -256,6 +264,8 @@ impl Core {
             published: (None, None),
             leaving: None,
             heard: 1,
+            #[cfg(any(test, feature = "testing"))]
+            without: None,
             settings,
         };
         core.knock_soon(now);
@@ -435,6 +445,7 @@ impl Core {
             if let foca::Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
                 self.accusations.begin(now, member_id.node, *incarnation);
             }
+            let after = after * self.joining.patience(now, &timer);
             self.schedule(now, after, Timer::Foca(timer));
         }
         while let Some(news) = self.runtime.to_notify() {
@@ -445,7 +456,6 @@ impl Core {
     fn send_packet(&mut self, now: Instant, to: &Identity, packet: &[u8]) {
         let Ok(header) = Codec.decode_header(packet) else {
             return;
-            let after = after * self.joining.patience(now, &timer);
         };
         let is_active = || self.foca.iter_members().any(|member| member.id() == to);
         let node = match header.message {
@@ -453,7 +463,7 @@ impl Core {
             // "You are dead" to a member that refuted it in time: foca 2.0.0 sends it all the same when the
             // suspicion's timer runs out, and the healthy member changes its identity, over and over in a lossy
             // network.
-            foca::Message::TurnUndead if is_active() => return,
+            foca::Message::TurnUndead if is_active() && self.has(Addition::UndeadFilter) => return,
             // Another run may live at the address of the dead by now.
             foca::Message::Announce if !is_active() && to.epoch > 0 => NodeId(0),
             _ => to.node,

@@ -27,7 +27,7 @@ use self::network::Network;
 use self::node::{Action, Counters, Envelope, Host, Inbox, Kind, ONE_KEY_BYTES, Pace, Seen, is_echo};
 use self::queue::{Event, Own, Queue};
 use self::store::{Health, Store};
-use super::core::{Core, Effect, Input, Settings};
+use super::core::{Addition, Core, Effect, Input, Settings};
 use super::identity::Identity;
 use super::record::decode_apps;
 use super::seal::{self, ClusterKey, Keyring};
@@ -91,6 +91,8 @@ struct Noted {
 
 struct Simulation {
     mode: Mode,
+    /// What our core is to do without.
+    without: Option<Addition>,
     seed: u64,
     /// For what a plain foca's preset is made.
     cluster_size: u32,
@@ -113,8 +115,10 @@ struct Simulation {
     noted: Vec<Noted>,
     false_downs: u64,
     false_removals: u64,
-    /// Those of them that one host made, for cases with one that is ill.
+    /// Those of them that one host made, for cases with one that is ill,
     convicted_by: HashMap<u32, u64>,
+    /// and those of them that others made of one host.
+    convicted: HashMap<u32, u64>,
     largest_datagram: usize,
     events: u64,
     seals: bool,
@@ -167,6 +171,7 @@ impl Simulation {
         let now = Instant::now();
         Self {
             mode,
+            without: None,
             seed,
             cluster_size,
             start: now,
@@ -186,6 +191,7 @@ impl Simulation {
             false_downs: 0,
             false_removals: 0,
             convicted_by: HashMap::new(),
+            convicted: HashMap::new(),
             largest_datagram: 0,
             events: 0,
             seals: false,
@@ -213,7 +219,10 @@ impl Simulation {
             role: start.role,
         };
         let node = match self.mode {
-            Mode::Ours => Kind::Ours(Box::new(Core::new(settings, self.now, wall, random_seed))),
+            Mode::Ours => {
+                let core = Core::new(settings, self.now, wall, random_seed);
+                Kind::Ours(Box::new(core.without(self.without)))
+            }
             Mode::Plain => Kind::Plain(Box::new(Plain::new(identity, self.cluster_size, random_seed))),
         };
         let place = host as usize;
@@ -354,6 +363,7 @@ impl Simulation {
         self.hosts.iter_mut().flatten().for_each(|host| host.counters = Counters::default());
         (self.false_downs, self.false_removals) = (0, 0);
         self.convicted_by.clear();
+        self.convicted.clear();
     }
 
     // === time ===
@@ -784,6 +794,7 @@ impl Simulation {
         *self.convicted_by.entry(observer).or_default() += 1;
         if self.is_well(observer) {
             self.false_downs += u64::from(falls);
+            *self.convicted.entry(subject).or_default() += u64::from(falls);
             self.false_removals += u64::from(goes && self.is_routed(observer, subject));
         }
     }

@@ -1,10 +1,12 @@
 //! The benchmark of the gossip: what is promised of it, measured in a simulation beside plain foca's.
 //!
 //! ```text
-//! cargo bench --features testing --bench gossip -- [CASE...] [--seeds N] [--first SEED] [--quick] [--ours] [--list]
+//! cargo bench --features testing --bench gossip -- [CASE...] [--seeds N] [--first SEED] [--quick] [--ours] [--ablate] [--list]
 //! ```
 //!
-//! A case is named by the first words of its name; none: all. It ends with 1 if one of ours misses its goal.
+//! A case is named by the first words of its name; none: all. Plain foca runs on the first five seeds. It ends with 1
+//! if one of ours misses its goal. With `--ablate` each addition to foca is left out once, where it is missed; then it
+//! ends with 1 if nothing gets worse.
 
 use std::collections::VecDeque;
 use std::process::ExitCode;
@@ -13,7 +15,10 @@ use std::thread;
 use std::time::Instant;
 
 use scrimp::gossip::simulation::Mode;
-use scrimp::gossip::simulation::scenario::{Case, Goal, Measure, Setup, cases, percentile};
+use scrimp::gossip::simulation::scenario::{Ablation, Case, Goal, Measure, Setup, ablations, cases, percentile};
+
+/// Seeds on which plain foca runs: it shows what it shows on a few.
+const SEEDS_PLAIN: u64 = 5;
 
 struct Options {
     cases: Vec<String>,
@@ -21,6 +26,7 @@ struct Options {
     first: u64,
     quick: bool,
     ours_alone: bool,
+    ablate: bool,
 }
 
 fn main() -> ExitCode {
@@ -51,15 +57,36 @@ fn main() -> ExitCode {
         eprintln!("no case is called so: --list shows all");
         return ExitCode::from(2);
     }
-    let mut is_good = true;
-    for case in &all {
-        is_good &= show(case, &options);
+    let began = Instant::now();
+    let mut verdicts = Vec::new();
+    if options.ablate {
+        let chosen = ablations().into_iter().filter(|ablation| chosen(&ablation.case));
+        chosen.for_each(|ablation| verdicts.push(show_ablation(&ablation, &options)));
+    } else {
+        all.iter().for_each(|case| verdicts.extend(show(case, &options)));
     }
-    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    summarise(&verdicts, began.elapsed().as_secs_f64())
+}
+
+/// What became of one goal.
+struct Verdict {
+    goal: String,
+    /// Why not, if it is missed.
+    missed: Option<String>,
+}
+
+fn summarise(verdicts: &[Verdict], took: f64) -> ExitCode {
+    let missed: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.missed.is_some()).collect();
+    println!("\nSummary: {} of {} goals met, in {took:.0} s", verdicts.len() - missed.len(), verdicts.len());
+    for verdict in &missed {
+        println!("  MISS {}: {}", verdict.goal, verdict.missed.as_deref().unwrap_or_default());
+    }
+    if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn options(arguments: &[String]) -> Result<Options, String> {
-    let mut options = Options { cases: Vec::new(), seeds: None, first: 0, quick: false, ours_alone: false };
+    let mut options =
+        Options { cases: Vec::new(), seeds: None, first: 0, quick: false, ours_alone: false, ablate: false };
     let mut arguments = arguments.iter();
     let number = |value: Option<&String>| {
         value.and_then(|value| value.parse::<u64>().ok()).ok_or_else(|| "--seeds and --first want a number".to_owned())
@@ -70,6 +97,7 @@ fn options(arguments: &[String]) -> Result<Options, String> {
             "--first" => options.first = number(arguments.next())?,
             "--quick" => options.quick = true,
             "--ours" => options.ours_alone = true,
+            "--ablate" => options.ablate = true,
             "--bench" | "--list" => {}
             other if other.starts_with('-') => return Err(format!("{other} is no option of this benchmark")),
             name => options.cases.push(name.to_owned()),
@@ -78,40 +106,73 @@ fn options(arguments: &[String]) -> Result<Options, String> {
     Ok(options)
 }
 
-/// Runs one case on all its seeds and prints its lines; whether ours meets every goal.
-fn show(case: &Case, options: &Options) -> bool {
+/// Runs one case on all its seeds and prints its lines.
+fn show(case: &Case, options: &Options) -> Vec<Verdict> {
     let seeds = options.seeds.unwrap_or_else(|| if options.quick { case.seeds.min(2) } else { case.seeds });
     let began = Instant::now();
-    let ours = run(case, options, seeds, Mode::Ours);
-    let plain =
-        if case.has_baseline && !options.ours_alone { run(case, options, seeds, Mode::Plain) } else { Vec::new() };
+    let runs = |seeds: u64, mode| run(case, options, seeds, |seed| case.run(&Setup::new(seed, mode, options.quick)));
+    let ours = runs(seeds, Mode::Ours);
+    let has_plain = case.has_baseline && !options.ours_alone;
+    let plain = merge(&if has_plain { runs(seeds.min(SEEDS_PLAIN), Mode::Plain) } else { Vec::new() });
     let took = began.elapsed().as_secs_f64();
     println!("\n{} (seeds {} to {}, {took:.1} s)", case.name, options.first, options.first + seeds - 1);
     println!("  {:52} {:>18} {:>30} {:>30}", "", "goal", "ours: p50 / p99 / max", "plain foca");
-    let mut is_good = true;
+    let mut verdicts = Vec::new();
     for measure in merge(&ours) {
-        let theirs = merge(&plain).into_iter().find(|other| other.what == measure.what);
-        let verdict = if measure.goal == Goal::default() {
-            String::new()
-        } else if measure.is_met() {
-            "pass".to_owned()
-        } else {
-            is_good = false;
-            format!("MISS (seed {})", worst_seed(&ours, measure.what))
-        };
-        let what = if measure.unit.is_empty() {
-            measure.what.to_owned()
-        } else {
-            format!("{}, {}", measure.what, measure.unit)
-        };
-        let theirs = theirs.map_or_else(|| "–".to_owned(), |theirs| summary(&theirs));
-        println!("  {what:52} {:>18} {:>30} {theirs:>30}  {verdict}", goal(&measure.goal), summary(&measure));
+        let theirs = plain.iter().find(|other| other.what == measure.what);
+        let theirs = theirs.map_or_else(|| "–".to_owned(), summary);
+        let verdict = (measure.goal != Goal::default()).then(|| Verdict {
+            goal: format!("{}: {}", case.name, measure.what),
+            missed: (!measure.is_met()).then(|| {
+                let worst = worst_seed(&ours, measure.what);
+                format!("{} for {} {}, seed {worst}", summary(&measure), goal(&measure.goal), measure.unit)
+            }),
+        });
+        let word = verdict.as_ref().map_or("", |verdict| if verdict.missed.is_none() { "MET" } else { "MISS" });
+        let (what, ours) = (in_its_unit(measure.what, measure.unit), summary(&measure));
+        println!("  {what:52} {:>18} {ours:>30} {theirs:>30}  {word}", goal(&measure.goal));
+        verdicts.extend(verdict);
     }
-    is_good
+    verdicts
+}
+
+/// Runs a case with and without something, and prints the measure that should get worse.
+fn show_ablation(ablation: &Ablation, options: &Options) -> Verdict {
+    let (case, seeds) = (&ablation.case, options.seeds.unwrap_or(4));
+    let measured = |is_left_out: bool| {
+        let runs = run(case, options, seeds, |seed| ablation.run(&Setup::new(seed, Mode::Ours, true), is_left_out));
+        merge(&runs).into_iter().find(|measure| measure.what == ablation.what)
+    };
+    let (with, without) = (measured(false), measured(true));
+    let sum = |measure: &Option<Measure>| measure.as_ref().map_or(f64::NAN, |measure| measure.values.iter().sum());
+    let is_worse = sum(&without) > sum(&with);
+    let figure = |measure: &Option<Measure>| measure.as_ref().map_or_else(String::new, summary);
+    let what = in_its_unit(ablation.what, with.as_ref().map_or("", |with| with.unit));
+    println!("{:16} {:22} {what:52}", ablation.name, case.name);
+    let word = if is_worse { "MET" } else { "MISS" };
+    println!(
+        "{:16} with it {}; without {}  {word} (seeds {} to {})",
+        "",
+        figure(&with),
+        figure(&without),
+        options.first,
+        options.first + seeds - 1
+    );
+    let missed = (!is_worse).then(|| format!("{what}: {} with it, {} without", figure(&with), figure(&without)));
+    Verdict { goal: format!("{} earns its lines", ablation.name), missed }
+}
+
+fn in_its_unit(what: &str, unit: &str) -> String {
+    if unit.is_empty() { what.to_owned() } else { format!("{what}, {unit}") }
 }
 
 /// One thread a core, one seed at a time each.
-fn run(case: &Case, options: &Options, seeds: u64, mode: Mode) -> Vec<(u64, Vec<Measure>)> {
+fn run(
+    case: &Case,
+    options: &Options,
+    seeds: u64,
+    one: impl Fn(u64) -> Vec<Measure> + Sync,
+) -> Vec<(u64, Vec<Measure>)> {
     let waiting: Mutex<VecDeque<u64>> = Mutex::new((options.first..options.first + seeds).collect());
     let done = Mutex::new(Vec::new());
     let cores = if case.runs_alone { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
@@ -121,7 +182,7 @@ fn run(case: &Case, options: &Options, seeds: u64, mode: Mode) -> Vec<(u64, Vec<
                 loop {
                     let seed = waiting.lock().expect("no thread panics with it").pop_front();
                     let Some(seed) = seed else { return };
-                    let measures = case.run(&Setup { seed, mode, quick: options.quick });
+                    let measures = one(seed);
                     done.lock().expect("no thread panics with it").push((seed, measures));
                 }
             });

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Core, Message, NodeId, Reach, Role, Timer};
+use super::{Addition, Core, Message, NodeId, Reach, Role, Timer};
 use crate::member::MemberState;
 
 /// From question to question, while they are answered.
@@ -50,8 +50,8 @@ impl Echo {
 impl Core {
     /// Begins to ask a backend, if this is a balancer and does not yet.
     pub(super) fn begin_echo(&mut self, now: Instant, node: NodeId) {
-        let is_balancer = self.settings.role == Role::Balancer;
-        let Some(held) = self.held.get_mut(&node).filter(|held| is_balancer && held.echo.is_none()) else {
+        let asks = self.settings.role == Role::Balancer && self.has(Addition::Echoes);
+        let Some(held) = self.held.get_mut(&node).filter(|held| asks && held.echo.is_none()) else {
             return;
         };
         if held.is_worth_asking() {

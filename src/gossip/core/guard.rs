@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Buf as _;
 use foca::Codec as _;
 
-use super::{Codec, Core, Dropped, Identity, MEMBERS_MAX, NodeId, Stamp, Timer};
+use super::{Addition, Codec, Core, Dropped, Identity, MEMBERS_MAX, NodeId, Stamp, Timer};
 
 /// A timer that is so late tells that this node did not run: paused, or its machine was starved. Well above what
 /// a busy machine takes, well below anything that is judged.
@@ -52,7 +52,7 @@ impl Core {
     pub(super) fn make_up_for_a_stall(&mut self, now: Instant) {
         let last_turn = std::mem::replace(&mut self.last_turn, now);
         let gap = self.next_deadline().map_or(Duration::ZERO, |deadline| now - deadline.max(last_turn));
-        if gap < STALL {
+        if gap < STALL || !self.has(Addition::StallGuard) {
             return;
         }
         let timers: BinaryHeap<_> = std::mem::take(&mut self.timers)
@@ -79,6 +79,9 @@ impl Core {
         let Some(since) = self.accusations.0.get(&key).copied() else {
             return true;
         };
+        if !self.has(Addition::WitnessGuard) {
+            return true;
+        }
         let has_spoken =
             |node: NodeId| self.held.get(&node).and_then(|held| held.last_heard).is_some_and(|heard| heard >= since);
         let (mut others, mut spoke) = (0, 0);

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::guard::WITNESSES;
-use super::{Codec, Core, Dropped, Effect, Identity, Message, Stamp, Timer, foca_config, read_header};
+use super::{Addition, Codec, Core, Dropped, Effect, Identity, Message, Stamp, Timer, foca_config, read_header};
 use crate::gossip::identity::plain;
 use crate::report::{ContactReport, JoinReport};
 
@@ -126,7 +126,7 @@ impl Core {
 
     /// Knocks at the seeds, and at some who are, or were, members.
     pub(super) fn knock(&mut self, now: Instant) {
-        if self.joining.is_in || self.leaving.is_some() {
+        if self.joining.is_in || self.leaving.is_some() || !self.has(Addition::Knocks) {
             return;
         }
         let seeds: Vec<SocketAddr> = self.joining.seeds.keys().copied().collect();
@@ -191,7 +191,9 @@ impl Core {
     pub(super) fn tell_if_stale(&mut self, src: &Identity) {
         use foca::Identity as _;
         let newer = self.foca.iter_membership_state().map(foca::Member::id).find(|known| known.addr == src.addr);
-        if let Some(newer) = newer.filter(|known| *known != src && known.win_addr_conflict(src)) {
+        if let Some(newer) = newer.filter(|known| *known != src && known.win_addr_conflict(src))
+            && self.has(Addition::StaleNotice)
+        {
             let epoch = newer.epoch;
             self.send(src.addr, src.node, Message::Stale(epoch));
         }
@@ -225,7 +227,7 @@ impl Core {
     /// Whether there are others, and too few of them are heard.
     pub(super) fn is_cut_off(&self, now: Instant) -> bool {
         let needed = self.foca.num_members().min(WITNESSES);
-        if needed < 2 || now - self.joining.in_since < CUT_OFF_AFTER {
+        if needed < 2 || !self.has(Addition::StartOver) || now - self.joining.in_since < CUT_OFF_AFTER {
             return false;
         }
         let is_heard = |heard: Instant| now - heard < CUT_OFF_AFTER;
@@ -239,7 +241,8 @@ impl Core {
     pub(super) fn start_over(&mut self, now: Instant) {
         let next = foca::Identity::renew(self.foca.identity()).unwrap_or_else(|| *self.foca.identity());
         self.settings.identity = next;
-        self.foca = Foca::new(next, foca_config(), StdRng::from_rng(&mut self.rng), Codec);
+        let config = foca_config(|addition| self.has(addition));
+        self.foca = Foca::new(next, config, StdRng::from_rng(&mut self.rng), Codec);
         self.timers.retain(|Reverse((_, _, slot))| !matches!(slot.0, Timer::Foca(_)));
         self.accusations.clear();
         self.joining.seeds.values_mut().for_each(|seed| seed.since = now);

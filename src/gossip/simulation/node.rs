@@ -16,8 +16,9 @@ use crate::member::{Member, MemberState, NodeId, Role, Roster};
 use crate::pool::{Pools, Rules, Why};
 use crate::report::{JoinReport, KeyId};
 
-/// What a socket holds while nobody reads it: what the gossip asks the system for.
-const INBOX_BYTES_MAX: usize = 1 << 20;
+/// What a socket holds while nobody reads it: twice what Linux grants unless told otherwise (`rmem_max`), though the
+/// gossip asks for more.
+const INBOX_BYTES_MAX: usize = 2 * 212_992;
 /// What the kernel counts for a small datagram beside its bytes (Linux's `SKB_TRUESIZE`).
 const INBOX_OVERHEAD_BYTES: usize = 768;
 

@@ -7,7 +7,7 @@ use rand::RngExt as _;
 use super::scenario::{self, Measure, Setup, offer};
 use super::*;
 use crate::app::AppState;
-use crate::gossip::core::DATAGRAM_BYTES_MAX;
+use crate::gossip::core::{Addition, DATAGRAM_BYTES_MAX};
 use crate::member::Roster;
 
 impl Simulation {
@@ -268,13 +268,19 @@ fn noise_inside_the_envelope_changes_nothing() {
     assert_eq!(sim.node(1).roster, before);
 }
 
+/// The promises that a case of the benchmark breaks, in short.
+fn broken(setup: &Setup, case: impl Fn(&Setup) -> Vec<Measure>) -> Vec<String> {
+    let mut measures = case(setup);
+    measures.iter_mut().for_each(|measure| measure.values.sort_by(f64::total_cmp));
+    let broken = measures.iter().filter(|measure| !measure.is_met());
+    broken.map(|measure| format!("{}: {:?} {}", measure.what, measure.values, measure.unit)).collect()
+}
+
 /// Runs a case of the benchmark in short on some seeds; each must meet the goals that it has there.
 fn is_met(seeds: u64, case: impl Fn(&Setup) -> Vec<Measure>) {
     for seed in 0..seeds {
-        for mut measure in case(&Setup { seed, mode: Mode::Ours, quick: true }) {
-            measure.values.sort_by(f64::total_cmp);
-            assert!(measure.is_met(), "seed {seed}: {}: {:?} {}", measure.what, measure.values, measure.unit);
-        }
+        let broken = broken(&Setup::new(seed, Mode::Ours, true), &case);
+        assert!(broken.is_empty(), "seed {seed}: {broken:?}");
     }
 }
 
@@ -362,7 +368,7 @@ fn who_is_throttled_acts_in_its_turns_alone() {
 
 #[test]
 fn plain_foca_is_the_baseline_that_it_is_said_to_be() {
-    let setup = Setup { seed: 0, mode: Mode::Plain, quick: true };
+    let setup = Setup::new(0, Mode::Plain, true);
     let lossy = scenario::false_removals(&setup, 10, 0.3, 5 * MINUTE);
     assert!(lossy[1].values[0] > 10.0, "it changes identities over and over: {lossy:?}");
     let dead = scenario::stop_using_dead(&setup, 10);
@@ -376,8 +382,10 @@ fn a_dead_backend_is_out_of_rotation_within_two_seconds() {
 }
 
 #[test]
-fn who_comes_and_goes_takes_nobody_else_out() {
-    is_met(2, |setup| scenario::churn(setup, 20, 6 * MINUTE));
+fn nobody_is_removed_or_renamed_at_five_percent_loss_in_bursts_and_under_churn() {
+    is_met(1, |setup| scenario::false_removals(setup, 20, 0.05, 10 * MINUTE));
+    is_met(2, |setup| scenario::bursts(setup, 10));
+    is_met(1, |setup| scenario::churn(setup, 20, 6 * MINUTE));
 }
 
 #[test]
@@ -402,7 +410,7 @@ fn one_that_is_deaf_removes_nobody_else() {
 
 #[test]
 fn one_that_only_one_other_reaches_removes_nobody_else() {
-    is_met(2, |setup| scenario::one_link(setup, 10).into_iter().take(1).collect());
+    is_met(2, |setup| scenario::one_link(setup, 10));
 }
 
 #[test]
@@ -417,7 +425,7 @@ fn a_cluster_that_starts_at_once_is_whole_in_three_seconds() {
 
 #[test]
 fn a_change_reaches_all_within_six_gossip_intervals() {
-    is_met(4, |setup| scenario::change(setup, 10, 6.0, 5));
+    is_met(4, |setup| scenario::change(setup, 10, 6.0));
 }
 
 #[test]
@@ -443,13 +451,49 @@ fn large_offers_are_everywhere_in_five_seconds() {
 }
 
 #[test]
-fn a_clock_that_went_back_keeps_nobody_out() {
-    is_met(2, scenario::restart_clock_back);
+fn who_comes_back_is_in_at_once_even_with_a_clock_that_went_back() {
+    is_met(2, scenario::restart);
 }
 
 #[test]
 fn a_cluster_comes_back_with_a_store_full_of_stale_seeds() {
     is_met(2, scenario::cluster_restart);
+}
+
+#[test]
+fn who_was_left_behind_or_came_first_finds_the_others() {
+    is_met(2, scenario::left_behind);
+    is_met(2, scenario::late_balancers);
+}
+
+#[test]
+fn two_that_are_left_of_five_call_the_dead_dead() {
+    is_met(2, scenario::most_die);
+}
+
+#[test]
+fn a_minute_without_any_network_costs_nobody_a_pool() {
+    is_met(1, |setup| scenario::blackout(setup, 10));
+}
+
+/// Each addition to foca is missed somewhere: a promise that is kept with it, as the tests around this one show, is
+/// broken without.
+#[test]
+fn without_any_one_addition_a_promise_is_broken() {
+    let broken = |addition, case: &dyn Fn(&Setup) -> Vec<Measure>| {
+        let setup = |seed| Setup { without: Some(addition), ..Setup::new(seed, Mode::Ours, true) };
+        let broken = (0..2).map(|seed| broken(&setup(seed), case)).find(|broken| !broken.is_empty());
+        println!("without {addition:?}: {:?}", broken.unwrap_or_else(|| panic!("{addition:?} earns nothing")));
+    };
+    broken(Addition::Echoes, &|setup| scenario::stop_using_dead(setup, 10));
+    broken(Addition::UndeadFilter, &|setup| scenario::false_removals(setup, 10, 0.3, MINUTE));
+    broken(Addition::Transmissions, &|setup| scenario::false_removals(setup, 20, 0.3, 2 * MINUTE));
+    broken(Addition::Announcements, &|setup| scenario::partition(setup, 10));
+    broken(Addition::StallGuard, &|setup| scenario::stuttering(setup, 10));
+    broken(Addition::WitnessGuard, &|setup| scenario::deaf(setup, 10));
+    broken(Addition::StartOver, &scenario::most_die);
+    broken(Addition::Knocks, &scenario::late_balancers);
+    broken(Addition::StaleNotice, &scenario::restart);
 }
 
 #[test]
