@@ -70,7 +70,7 @@ fn roster(core: &mut Core, now: Instant) -> Arc<Roster> {
 #[test]
 fn foca_still_tells_a_member_that_refuted_in_time_that_it_is_dead() {
     let (me, other) = (identity(7, 1), identity(1, 1));
-    let mut foca = Foca::new(me, foca_config(), StdRng::seed_from_u64(1), Codec);
+    let mut foca = Foca::new(me, foca_config(|_| true), StdRng::seed_from_u64(1), Codec);
     let mut runtime = AccumulatingRuntime::new();
     foca.apply_many(std::iter::once(Member::alive(other)), false, &mut runtime).unwrap();
     let scheduled = std::iter::from_fn(|| runtime.to_schedule());
