@@ -2,17 +2,15 @@
 //!
 //! A manager follows the pools, opens and closes listen ports, and publishes both to the workers. Each worker is a
 //! thread with a runtime of its own; a connection lives and dies on the worker that accepted it, and workers share
-//! nothing but sockets that listen, counters and the pools. `tcp`, `http1` and `udp` say what becomes of a connection or a
-//! datagram, `forward` how a request finds its backend.
-//!
-//! Not served here: backends that are spoken to with HTTP/2 (they are passed over; if a route has no other, its requests are
-//! answered 502).
+//! nothing but sockets that listen, counters and the pools. `tcp`, `http1`, `http2` and `udp` say what becomes of a
+//! connection or a datagram, `forward` how a request finds its backend.
 
 mod accept;
 mod bell;
 mod dial;
 mod forward;
 mod http1;
+mod http2;
 mod listen;
 mod manager;
 mod page;

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use scrimp::app::{AppState, Protocol};
+use scrimp::app::AppState;
 use scrimp::backend::Load;
 use scrimp::member::{MemberState, Reach};
 use scrimp::name::Port;
@@ -1404,26 +1404,6 @@ fn draining_finishes_requests_and_closes_idle_connections() {
     assert_eq!((response.text(), response.field("connection")), ("done", Some("close")));
     assert_eq!(busy.rest().unwrap(), b"");
     assert_eq!(drained.recv_timeout(Duration::from_secs(2)).unwrap(), 0);
-}
-
-#[test]
-fn backends_that_speak_http2_are_passed_over() {
-    let good = Origin::named("good");
-    let bed = Bed::new();
-    let port = bed.port();
-    let stage = Stage { bed, port };
-    let mut nodes = stage.nodes(&[nobody(), nobody(), nobody(), nobody(), good.address]);
-    for (node, protocol) in
-        nodes.iter_mut().zip([Protocol::H2c, Protocol::H2c, Protocol::H2c, Protocol::H2c, Protocol::Http])
-    {
-        node.apps[0].0.protocol = protocol;
-    }
-    stage.bed.publish_and_open(&nodes, port);
-    assert!((0..10).all(|_| stage.get("a", "/").text() == "good"));
-    stage.bed.publish(&nodes[..4]);
-    until("the other one is gone", || stage.get("a", "/").status() == 502);
-    let response = stage.get("a", "/");
-    assert!(response.text().contains("h2c"), "{}", response.text());
 }
 
 #[test]

@@ -17,6 +17,7 @@ use scrimp::app::{App, Protocol};
 use scrimp::certificate::Certificate;
 use scrimp::name::Port;
 use scrimp::proxy::Config;
+use support::frames;
 use support::{Bed, Node, Origin, Wire, app, http_app, is_ended, ok, read_all, tcp_app, until};
 use tls::{Authority, DAY, Site, any_client, ask, client, connect, get, leaf, replace, served, shake, valid};
 use tokio_rustls::rustls;
@@ -96,6 +97,31 @@ fn what_is_spoken_inside_is_agreed_on() {
         connect(bed.address(port), &Arc::new(config), Some("a.example"))
     };
     assert_eq!(offering(&["nonsense", "http/1.1"]).unwrap().conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+    // HTTP/2 is preferred, and spoken.
+    let mut tls = offering(&["http/1.1", "h2"]).unwrap();
+    assert_eq!(tls.conn.alpn_protocol(), Some(&b"h2"[..]));
+    let asked = frames::Frame::new(
+        frames::HEADERS,
+        frames::END_HEADERS | frames::END_STREAM,
+        1,
+        frames::request("GET", "/", &[]),
+    );
+    let settings = frames::Frame::new(frames::SETTINGS, 0, 0, []);
+    tls.write_all(&[frames::PREFACE, &settings.bytes(), &asked.bytes()].concat()).unwrap();
+    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+    let answer = loop {
+        match frames::next(&said) {
+            Some(frame) if frame.kind == frames::HEADERS => break frame,
+            Some(frame) => drop(said.drain(..9 + frame.payload.len())),
+            None => {
+                let count = tls.read(&mut buffer).unwrap();
+                assert!(count > 0, "it ends without an answer");
+                said.extend_from_slice(&buffer[..count]);
+            }
+        }
+    };
+    // The static table's `:status: 200`.
+    assert_eq!((answer.stream, answer.payload[0]), (1, 0x88));
     let refused = offering(&["nonsense"]).unwrap_err().to_string();
     assert!(refused.contains("NoApplicationProtocol"), "{refused}");
     until("it is counted", || bed.counters.tls_failures.get() == 1);

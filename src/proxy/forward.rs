@@ -27,13 +27,14 @@ use super::http1::exchange::Exchange;
 use super::http1::fields::{Places, Via, tokens, write_request};
 use super::http1::head::{HOST_BYTES_MAX, Length, RequestHead, ResponseHead, normal_host, route_path};
 use super::page::Page;
+use super::stream::Stream;
 use super::tcp::is_full;
 use super::tls;
 use super::upstream::Upstream;
 use super::worker::Worker;
-use super::{Config, OnRemoval, dial};
+use super::{Config, OnRemoval, dial, http2};
 use crate::app::Protocol;
-use crate::backend::{Backend, Lease, Standing};
+use crate::backend::{Lease, Standing};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes};
 
@@ -141,6 +142,12 @@ pub(super) trait Front {
     /// The backend changes the protocol as the client asked.
     fn switch(&mut self, head: &ResponseHead<'_, '_>);
 
+    /// Ready when more of the body would be taken. One whose client has a connection of its own may leave that to
+    /// `poll_send`.
+    fn poll_room(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
     /// Takes some of the body; what was taken may wait to be written.
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
 
@@ -220,11 +227,6 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
     while reached < BACKENDS_MAX
         && let Some(lease) = pool.pick(client.peer, &tried)
     {
-        if !is_spoken(lease.backend().protocol) {
-            failure = if reached == 0 { Page::Protocol } else { failure };
-            tried.push(lease.backend().address);
-            continue;
-        }
         if reached > 0 {
             worker.shared.counters.retries.inc();
         }
@@ -285,11 +287,6 @@ fn count_broken(client: &Client<'_>, lease: &Lease, miss: Miss) {
     }
 }
 
-/// Whether backends that want this protocol can be served.
-fn is_spoken(protocol: Protocol) -> bool {
-    matches!(protocol, Protocol::Http | Protocol::Https)
-}
-
 impl Client<'_> {
     /// Whether the host of a request is one for which its connection was made.
     fn may_ask_for(&self, request: &Request) -> bool {
@@ -341,6 +338,9 @@ impl Attempt<'_> {
         if self.lease.backend().load.standing() != Standing::Fine && self.is_better_elsewhere() {
             return Err(Miss::Unsent);
         }
+        if self.lease.backend().protocol == Protocol::H2c {
+            return Box::pin(http2::run(self, front)).await;
+        }
         let upstreams = &self.client.worker.upstreams;
         let now = Instant::now();
         while let Some(upstream) = upstreams.take(self.lease.backend(), now) {
@@ -353,11 +353,11 @@ impl Attempt<'_> {
             }
         }
         let upstream = Box::pin(self.connect()).await.ok_or(Miss::Unsent)?;
-        self.send(upstream, front, Instant::now()).await
+        self.send(Upstream::from(upstream), front, Instant::now()).await
     }
 
     /// None if it failed, or was given up.
-    async fn connect(&mut self) -> Option<Upstream> {
+    pub(super) async fn connect(&mut self) -> Option<Stream> {
         let (lease, deadline) = (self.lease, self.client.config.timeouts.connect);
         let mut connecting = pin!(dial::backend(&self.client.worker.shared, lease, deadline));
         poll_fn(|cx| match self.look(cx, true) {
@@ -365,15 +365,14 @@ impl Attempt<'_> {
             None => connecting.as_mut().poll(cx).map(Result::ok),
         })
         .await
-        .map(Upstream::from)
-        .filter(|upstream| !self.leads_back(upstream))
+        .filter(|stream| !self.leads_back(stream))
     }
 
     /// Whether a connection has come out at a listen port of our own: requests would go round for ever.
-    fn leads_back(&self, upstream: &Upstream) -> bool {
+    fn leads_back(&self, stream: &Stream) -> bool {
         let address = self.lease.backend().address;
         // Who speaks to its own machine does so from the address that it speaks to.
-        let is_here = || upstream.stream.tcp().local_addr().is_ok_and(|local| local.ip() == address.ip());
+        let is_here = || stream.tcp().local_addr().is_ok_and(|local| local.ip() == address.ip());
         let is_listened_at = |listening: &SocketAddr| {
             listening.port() == address.port() && (listening.ip() == address.ip() || listening.ip().is_unspecified())
         };
@@ -419,7 +418,6 @@ impl Attempt<'_> {
     /// Whether another backend is in rotation to which a request can go.
     fn has_other(&self, pool: &Pool) -> bool {
         let is_tried = |at: &SocketAddr| *at == self.lease.backend().address || self.tried.contains(at);
-        let is_other = |backend: &Arc<Backend>| is_spoken(backend.protocol) && !is_tried(&backend.address);
-        !pool.is_last_resort && pool.backends.iter().any(is_other)
+        !pool.is_last_resort && pool.backends.iter().any(|backend| !is_tried(&backend.address))
     }
 }

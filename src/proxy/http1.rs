@@ -14,4 +14,4 @@ pub(super) mod head;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub(super) use client::serve;
+pub(super) use client::{put_date, serve};

@@ -23,7 +23,7 @@ use super::page::Page;
 use super::stream::Stream;
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
-use super::{Shared, http1, splice, tcp};
+use super::{Shared, http1, http2, splice, tcp};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes};
 
@@ -34,6 +34,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) upstreams: Upstreams,
+    pub(super) links: http2::Links,
     /// Rings when pools are new and loads have been told.
     pub(super) changes: Rc<Bell>,
     /// Rings when the proxy begins to drain.
@@ -90,6 +91,7 @@ async fn run(
     let worker = Rc::new(Worker {
         shared: Arc::clone(&shared),
         upstreams: Upstreams::default(),
+        links: http2::Links::default(),
         changes: Rc::default(),
         drains: Rc::default(),
         is_draining: Cell::new(false),
@@ -110,7 +112,10 @@ async fn run(
             }
             Ok(()) = told.changed() => worker.changes.ring(),
             Ok(()) = sockets.changed() => {}
-            _ = sweep.tick() => worker.upstreams.sweep(),
+            _ = sweep.tick() => {
+                worker.upstreams.sweep();
+                worker.links.sweep();
+            }
         }
         worker.follow(&sockets.borrow_and_update().clone(), &mut accepting);
     }
@@ -139,7 +144,7 @@ impl Worker {
         match page {
             Page::NoRoute => counters.no_route.inc(),
             Page::NoBackend | Page::Busy => counters.no_backend.inc(),
-            Page::BadGateway | Page::Protocol => counters.bad_gateway.inc(),
+            Page::BadGateway => counters.bad_gateway.inc(),
             Page::GatewayTimeout => counters.gateway_timeout.inc(),
             _ => {}
         }

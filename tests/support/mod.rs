@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+pub mod frames;
+
 use scrimp::app::{App, AppState, Offer, PolicyName, Protocol};
 use scrimp::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use scrimp::name::{PathPrefix, Port, Weight};

@@ -17,12 +17,13 @@ use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
 use super::buffer::{BUFFER_BYTES, Input, Queue};
-use super::chunked::{Output, put_chunk, put_end};
+use super::chunked::{Output, put_chunk};
 use super::fields::{After, HSTS, Via, put_decimal, put_field, write_response};
 use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, check_beginning, parse_request};
 use crate::name::Port;
 use crate::proxy::bell::Ear;
 use crate::proxy::forward::{self, End, Front, Miss, Request};
+use crate::proxy::http2::{self, PREFACE};
 use crate::proxy::page::Page;
 use crate::proxy::stream::Stream;
 use crate::proxy::tls;
@@ -41,6 +42,11 @@ pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: So
     let fate = loop {
         let fate = match poll_fn(|cx| client.poll_next(cx)).await {
             Next::Closed => return,
+            Next::Http2 => {
+                let ahead = Bytes::copy_from_slice(client.input.filled());
+                let Client { worker, stream, peer, port, .. } = client;
+                return Box::pin(http2::serve(worker, stream, ahead, peer, port)).await;
+            }
             Next::Refused(page) => Box::pin(client.refuse(page)).await,
             // On the heap while there is a request: an idle connection keeps no room for it.
             Next::Request(request) => Box::pin(client.respond(request)).await,
@@ -60,6 +66,8 @@ pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: So
 enum Next {
     Request(Request),
     Refused(Page),
+    /// HTTP/2, from the beginning.
+    Http2,
     Closed,
 }
 
@@ -93,6 +101,8 @@ struct Client {
     input: Input,
     scan: Scan,
     empty_lines: u8,
+    /// Whether nothing has come that HTTP/2 would not begin with.
+    is_fresh: bool,
     /// Whether some of a request's head is there.
     has_begun: bool,
     /// The body of the request being served.
@@ -133,6 +143,7 @@ impl Client {
             input: Input::default(),
             scan: Scan::default(),
             empty_lines: 0,
+            is_fresh: true,
             has_begun: false,
             body: Body::new(Length::None, Output::Framed),
             is_body_held: false,
@@ -154,10 +165,16 @@ impl Client {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         self.draining.listen(cx);
         loop {
-            match self.read_head() {
-                Ok(Some(request)) => return Poll::Ready(Next::Request(request)),
-                Err(page) => return Poll::Ready(Next::Refused(page)),
-                Ok(None) => {}
+            if let Some(is_whole) = self.read_preface() {
+                if is_whole {
+                    return Poll::Ready(Next::Http2);
+                }
+            } else {
+                match self.read_head() {
+                    Ok(Some(request)) => return Poll::Ready(Next::Request(request)),
+                    Err(page) => return Poll::Ready(Next::Refused(page)),
+                    Ok(None) => {}
+                }
             }
             if self.input.is_empty() && self.worker.is_draining() {
                 return Poll::Ready(Next::Closed);
@@ -175,6 +192,15 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Whether the connection begins as one of HTTP/2 does, as far as it has come: with the whole preface, or with some
+    /// of it; none if it does not.
+    fn read_preface(&mut self) -> Option<bool> {
+        let bytes = self.input.filled();
+        let count = bytes.len().min(PREFACE.len());
+        self.is_fresh &= bytes[..count] == PREFACE[..count];
+        (self.is_fresh && count > 0).then_some(count == PREFACE.len())
     }
 
     /// The request whose head is there; none as long as it is not.
@@ -461,9 +487,13 @@ impl Front for Client {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_finish(&mut self, cx: &mut Context<'_>, _trailers: &[u8]) -> Poll<io::Result<()>> {
+    fn poll_finish(&mut self, cx: &mut Context<'_>, trailers: &[u8]) -> Poll<io::Result<()>> {
         if self.framing == Framing::Chunks {
-            put_end(self.output.bytes(), []);
+            // They are lines that have been looked at.
+            let out = self.output.bytes();
+            out.extend_from_slice(b"0\r\n");
+            out.extend_from_slice(trailers);
+            out.extend_from_slice(b"\r\n");
             self.framing = Framing::AsItIs;
         }
         self.poll_flush(cx)

@@ -228,6 +228,8 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                         let finished = ready!(self.front.poll_finish(cx, body.trailers()));
                         return Poll::Ready(finished.map_err(|_| Miss::ClientGone));
                     }
+                    // For who takes nothing, nothing is read, and no buffer held.
+                    ready!(self.front.poll_room(cx)).map_err(|_| Miss::ClientGone)?;
                     match upstream.input.poll_fill(cx, &mut upstream.stream) {
                         Poll::Pending => {
                             // As long as nothing comes, nothing waits for more.

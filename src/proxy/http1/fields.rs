@@ -209,7 +209,7 @@ pub(super) enum After {
 }
 
 /// Which hosts are asked over TLS alone. Of two such fields the first counts (RFC 6797, 8.1).
-pub(super) const HSTS: &str = "strict-transport-security";
+pub(in crate::proxy) const HSTS: &str = "strict-transport-security";
 
 /// Writes the head that a client of HTTP/1 gets. `length` is how the body is framed for it, `hsts` takes the place of the
 /// backend's own field, `date` is for a response that has none.
@@ -326,7 +326,7 @@ impl<'b> Named<'b> {
 
 /// Whether a field may stand in trailers: not what frames, routes or authorizes a message, nor what was decided by
 /// when it began (RFC 9110, 6.5.1).
-pub(super) fn may_trail(name: &str) -> bool {
+pub(in crate::proxy) fn may_trail(name: &str) -> bool {
     const NEVER: [&str; 28] = [
         "age",
         "allow",

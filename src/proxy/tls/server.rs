@@ -28,7 +28,7 @@ use crate::proxy::stream::Stream;
 use crate::proxy::{Shared, Timeouts};
 
 /// What is spoken inside, the preferred first.
-const ALPN: &[&[u8]] = &[b"http/1.1"];
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 /// Those of Mozilla's intermediate profile in its order, but for DHE, which nobody needs any more. The order is
 /// kept: OpenSSL's clients ask for 256 bits of AES first, which take more work and protect nobody better.
 const SUITES: [SupportedCipherSuite; 9] = [
