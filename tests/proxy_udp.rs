@@ -512,7 +512,7 @@ fn ask_all(crowd: &mut Crowd, clients: std::ops::Range<u32>) -> HashMap<u32, u8>
     let question = |client: u32| client.to_be_bytes().to_vec();
     crowd.ask_all(clients, question, |client, answer| {
         assert_eq!(answer[1..], question(client));
-        answer[0]
+        Some(answer[0])
     })
 }
 

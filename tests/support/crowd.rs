@@ -65,11 +65,12 @@ impl Crowd {
     }
 
     /// Asks for each of the clients until each has an answer; what the answers say. Each question is answered by one.
+    /// `read` says none of an answer to an earlier question, which may have come late.
     pub fn ask_all<T: PartialEq>(
         &mut self,
         clients: std::ops::Range<u32>,
         question: impl Fn(u32) -> Vec<u8>,
-        read: impl Fn(u32, &[u8]) -> T,
+        read: impl Fn(u32, &[u8]) -> Option<T>,
     ) -> HashMap<u32, T> {
         let mut answers = HashMap::new();
         let start = Instant::now();
@@ -82,7 +83,9 @@ impl Crowd {
                 let Some((client, answer)) = self.receive(Duration::from_millis(300)) else {
                     break;
                 };
-                let answer = read(client, &answer);
+                let Some(answer) = read(client, &answer) else {
+                    continue;
+                };
                 if let Some(known) = answers.get(&client) {
                     assert!(*known == answer, "client {client} was answered by two");
                 }
