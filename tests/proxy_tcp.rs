@@ -186,7 +186,11 @@ fn killing_ends_connections_of_a_removed_backend_within_a_second() {
     until_within("the connections to a end", Duration::from_secs(1), &mut || {
         clients.iter().filter(|(letter, _)| *letter == 'a').all(|(_, client)| is_ended(client))
     });
-    until("each is counted", || bed.counters.killed.get() >= 4);
+    // On a busy machine a connection may have come to b because a was slow to take it.
+    let from_a = clients.iter().filter(|(letter, _)| *letter == 'a').count() as u64;
+    assert!(from_a > 0);
+    until("each is counted", || bed.counters.killed.get() >= from_a);
+    assert_eq!(bed.counters.killed.get(), from_a);
     for (_, client) in clients.iter().filter(|(letter, _)| *letter == 'b') {
         let mut client = client;
         client.write_all(b"still here").unwrap();

@@ -73,14 +73,17 @@ impl Admission {
         self.room.notify_waiters();
     }
 
-    /// How many may be open.
-    pub(super) fn limit(&self) -> usize {
-        self.limit.load(Ordering::Relaxed)
-    }
-
     /// How many pipes a worker may have.
     pub(super) fn pipes(&self) -> usize {
         self.pipes
+    }
+
+    /// How many connections may be open.
+    pub(super) fn limit(&self) -> usize {
+        match self.limit.load(Ordering::Relaxed) {
+            0 => self.descriptors.saturating_sub(self.flows.load(Ordering::Relaxed)) / 2,
+            some => some,
+        }
     }
 
     /// How many connections are open now.
@@ -96,11 +99,7 @@ impl Admission {
     }
 
     fn enter(&self) -> bool {
-        let limit = match self.limit.load(Ordering::Relaxed) {
-            0 => self.descriptors.saturating_sub(self.flows.load(Ordering::Relaxed)) / 2,
-            some => some,
-        };
-        enter(&self.open, limit)
+        enter(&self.open, self.limit())
     }
 
     fn enter_flow(&self) -> bool {

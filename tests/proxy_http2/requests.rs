@@ -80,7 +80,7 @@ fn bodies_pass_both_ways() {
     let (origin, _) = origin();
     let stage = Stage::new(&[origin.address]);
     let mut client = stage.client();
-    let body: Vec<u8> = (0..1_000_000_u32).flat_map(|number| number.to_le_bytes()).take(1_500_000).collect();
+    let body: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).take(1_500_000).collect();
     let length = body.len().to_string();
     let mut whole = 65535;
     for (stream, fields) in [(1, &[("content-length", &*length)][..]), (3, &[])] {
@@ -154,9 +154,8 @@ fn interim_responses_pass() {
 fn what_a_client_gives_up_ends_at_the_backend() {
     let (told, ended) = mpsc::channel();
     let origin = once(move |mut wire, request| {
-        match request.line.split(' ').nth(1) {
-            Some("/stream") => wire.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nabc"),
-            _ => {}
+        if request.line.split(' ').nth(1) == Some("/stream") {
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nabc");
         }
         let _ = wire.rest();
         told.send(Instant::now()).unwrap();
