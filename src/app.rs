@@ -277,7 +277,7 @@ mod tests {
         let numbers = |protocol: Protocol| postcard::to_allocvec(&protocol).unwrap();
         let all = [Protocol::Http, Protocol::Https, Protocol::H2c, Protocol::Tcp, Protocol::Udp, Protocol::Tls];
         assert_eq!(all.map(numbers), [[0], [1], [2], [3], [4], [5]]);
-        let golden = b"\x03web\x00\x90\x3f\x50\x01\x0bexample.com\x01/\x64\x00";
+        let golden = b"\x03web\x00\x90\x3f\x50\x01\x0bexample.com\x01/\x64\x00\x00";
         assert_eq!(postcard::to_allocvec(&app("web")).unwrap(), golden);
     }
 

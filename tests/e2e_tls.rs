@@ -134,9 +134,11 @@ fn curl_is_content_and_port_80_leads_to_443() {
         let output = command.output().unwrap();
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).to_ascii_lowercase()
     };
-    let said = curl(&["https://a.example/x"]);
-    assert!(said.starts_with("http/1.1 200") && said.ends_with("origin\n"), "{said}");
-    assert!(said.contains("strict-transport-security: max-age=63072000\r\n"), "{said}");
+    for (version, first) in [("--http1.1", "http/1.1 200"), ("--http2", "http/2 200")] {
+        let said = curl(&[version, "https://a.example/x"]);
+        assert!(said.starts_with(first) && said.ends_with("origin\n"), "{said}");
+        assert!(said.contains("strict-transport-security: max-age=63072000\r\n"), "{said}");
+    }
     let said = curl(&["http://a.example/x?y"]);
     assert!(said.contains("301") && said.contains("location: https://a.example/x?y\r\n"), "{said}");
     let said = curl(&["--location", "http://a.example/x"]);

@@ -82,10 +82,6 @@ impl Court {
         self.0.lock().unwrap().clone()
     }
 
-    pub fn forgive(&self, words: &str) {
-        self.0.lock().unwrap().retain(|flaw| !flaw.contains(words));
-    }
-
     /// For the drop of an origin.
     pub fn close(&self) {
         let flaws = self.flaws();

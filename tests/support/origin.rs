@@ -183,11 +183,6 @@ impl Recorder {
         log.clone()
     }
 
-    /// Forgets what was wrong in these words.
-    pub fn forgive(&self, words: &str) {
-        self.shared.court.forgive(words);
-    }
-
     /// What was wrong with requests so far.
     pub fn flaws(&self) -> Vec<String> {
         self.shared.court.flaws()

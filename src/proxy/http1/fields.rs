@@ -57,7 +57,7 @@ pub(super) fn known(name: &str) -> Known {
         18 if is("proxy-authenticate") => Known::HopByHop,
         19 if is("proxy-authorization") => Known::HopByHop,
         12.. if is_forwarded(name) => Known::Forwarded,
-        13..=32 if is_lookalike(name) => Known::Lookalike,
+        13.. if is_lookalike(name) => Known::Lookalike,
         _ => Known::Other,
     }
 }
@@ -68,17 +68,36 @@ fn is_forwarded(name: &str) -> bool {
     name.bytes().zip(*b"x-forwarded-").filter(|(byte, wanted)| is_same(*byte, *wanted)).count() == 12
 }
 
-/// A length in a spelling that some take for one: `Content_Length`, `Transfer--Encoding`, `Transfer.Encoding`.
+/// A length in a spelling that some take for one: `Content_Length`, `Transfer--Encoding`, `TransferXEncoding`,
+/// `-Content-Length`, `Content-Lengt#`. What counts is what a reader sees who skips all but letters and digits, or who
+/// minds neither the byte between the two words nor a mark that stands where a letter should.
 fn is_lookalike(name: &str) -> bool {
-    let is_like = |other: &str| {
-        let letters = name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase());
-        letters.eq(other.bytes())
-    };
-    match name.as_bytes().first() {
-        Some(b'c' | b'C') => is_like("contentlength"),
-        Some(b't' | b'T') => is_like("transferencoding"),
+    let marks = name.bytes().take_while(|byte| !byte.is_ascii_alphanumeric()).count();
+    let name = name.as_bytes().get(marks..).unwrap_or_default();
+    match name.first() {
+        Some(b'c' | b'C') => is_like(name, b"content", b"length"),
+        Some(b't' | b'T') => is_like(name, b"transfer", b"encoding"),
         _ => false,
     }
+}
+
+fn is_like(name: &[u8], first: &[u8], second: &[u8]) -> bool {
+    let letters = name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
+    if letters.eq(first.iter().chain(second).copied()) {
+        return true;
+    }
+    let mut rest = behind(name, first);
+    if rest.len() + first.len() == name.len() {
+        let between = 1 + rest.iter().skip(1).take_while(|byte| !byte.is_ascii_alphanumeric()).count();
+        rest = behind(rest.get(between..).unwrap_or_default(), second);
+    }
+    !rest.iter().any(u8::is_ascii_alphanumeric)
+}
+
+/// What follows the letters that `name` and `word` begin with.
+fn behind<'a>(name: &'a [u8], word: &[u8]) -> &'a [u8] {
+    let same = name.iter().zip(word).take_while(|(byte, wanted)| byte.eq_ignore_ascii_case(wanted)).count();
+    name.get(same..).unwrap_or_default()
 }
 
 /// Whether a byte may stand in a token: a method, a field's name (RFC 9110, 5.6.2).
@@ -392,6 +411,9 @@ mod tests {
              X-Forwarded-Server: 5\r\nForwarded: 6\r\nX-Real-IP: 7\r\nProxy: 8\r\nKeep-Alive: 9\r\n\
              Proxy-Connection: 10\r\nContent-Length: 0011\r\nContent_Length: 3\r\nTransfer_Encoding: chunked\r\n\
              Content.Length: 3\r\nTransfer--Encoding: chunked\r\nTransfer-Encodings: x\r\n\
+             TransferXEncoding: chunked\r\nContent5Length: 3\r\nContent-Lengt`: 3\r\n-Content-Length: 3\r\n\
+             Transfer-Encoding---------------------: chunked\r\nTransfer-_-encoding!: chunked\r\n\
+             c#############: 3\r\n\
              X-Forwarded: 12\r\nXyForwarded-By: 13",
             false,
         );

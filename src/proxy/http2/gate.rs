@@ -211,8 +211,7 @@ mod tests {
             ("http://a/x", &[("x", " y")]),
             ("http://a/x", &[("x", "y\t")]),
         ] {
-            let expected = if uri == "http://a?x" { Ok("/?x a".to_owned()) } else { Err(Refusal::Malformed) };
-            assert_eq!(get(uri, fields), expected, "{uri} {fields:?}");
+            assert_eq!(get(uri, fields), Err(Refusal::Malformed), "{uri} {fields:?}");
         }
         let many = [("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1"), ("f", "1")];
         assert_eq!(get("http://a/", &many), Err(Refusal::Page(Page::HeaderTooLarge)));
