@@ -1233,7 +1233,6 @@ fn what_may_be_served_or_refused_does_no_harm() {
         "POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
         format!("\r\n\r\n\r\n{GET}"),
         format!("{GET}\r\n{GET}"),
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
         format!("{CHUNKED}5\r\nhello\r\n0\r\nContent-Length: 5\r\nHost: b\r\nTransfer-Encoding: x\r\n\r\n"),
         format!("{CHUNKED}5;{}\r\nhello\r\n0\r\n\r\n", "a".repeat(200)),
         format!("GET / HTTP/1.1\r\n{HOST}Expect:\r\n\r\n"),

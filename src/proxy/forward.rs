@@ -371,8 +371,11 @@ impl Attempt<'_> {
     /// Whether a connection has come out at a listen port of our own: requests would go round for ever.
     fn leads_back(&self, stream: &Stream) -> bool {
         let address = self.lease.backend().address;
-        // Who speaks to its own machine does so from the address that it speaks to.
-        let is_here = || stream.tcp().local_addr().is_ok_and(|local| local.ip() == address.ip());
+        // Who speaks to its own machine does so from the address that it speaks to, but for 127.0.0.2 and its kin.
+        let is_here = || {
+            let is_from_there = |local: SocketAddr| local.ip() == address.ip();
+            address.ip().is_loopback() || stream.tcp().local_addr().is_ok_and(is_from_there)
+        };
         let is_listened_at = |listening: &SocketAddr| {
             listening.port() == address.port() && (listening.ip() == address.ip() || listening.ip().is_unspecified())
         };
