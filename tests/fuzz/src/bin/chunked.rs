@@ -126,9 +126,14 @@ enum Line<'b> {
 }
 
 fn line(bytes: &[u8]) -> Line<'_> {
-    match bytes.iter().position(|byte| *byte == b'\n') {
+    match bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) {
         None => Line::More,
-        Some(end) => bytes[..end].strip_suffix(b"\r").map_or(Line::Wrong, Line::Whole),
+        Some(end) => match &bytes[end..] {
+            [b'\r', b'\n', ..] => Line::Whole(&bytes[..end]),
+            [b'\r'] => Line::More,
+            // Neither of the two stands alone, whatever follows.
+            _ => Line::Wrong,
+        },
     }
 }
 
