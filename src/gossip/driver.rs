@@ -257,6 +257,14 @@ impl Loop {
                 }
                 Effect::Join(join) => drop(self.outputs.join.send_replace(join)),
                 Effect::Heard => self.tell_waiters(),
+                Effect::Contested(addr) => {
+                    self.warn("contested", Instant::now(), || {
+                        format!(
+                            "another node is at {addr} too, it seems: others take the two for one that keeps starting \
+                             again. Give each an address of its own (`gossip.bind`, `gossip.advertise`), or stop one"
+                        )
+                    });
+                }
                 Effect::Left => self.has_left = true,
             }
         }

@@ -607,6 +607,7 @@ impl Simulation {
                 }
             }
             Action::Core(Effect::Heard) => node.times_heard += 1,
+            Action::Core(Effect::Contested(_)) => node.counters.times_contested += 1,
             Action::Core(Effect::Left) => {
                 node.has_left = true;
                 if node.store_reads.is_some() {

@@ -41,6 +41,11 @@ const NEWS: Duration = Duration::from_secs(30);
 /// A run cannot have begun later than this (the year 4199): a clock beyond it would leave no room for the next.
 const EPOCH_MAX: u64 = 1 << 46;
 
+/// A node that renews itself so often, with no more than [`CALM`] in between, shares its address with another: a member
+/// that was called dead, or came back with a clock gone back, does so once or twice.
+const CONTESTED_RENEWALS: u32 = 10;
+const CALM: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(super) struct Joining {
     /// Whether somebody took this node in, under its present identity.
@@ -50,6 +55,8 @@ pub(super) struct Joining {
     pub(super) knocked: Option<Instant>,
     /// When somebody new was last heard of.
     pub(super) last_up: Instant,
+    /// Renewals one after the other, and when the last was.
+    renewals: (u32, Instant),
     seeds: BTreeMap<SocketAddr, Seed>,
     delay: Duration,
 }
@@ -63,7 +70,15 @@ struct Seed {
 
 impl Joining {
     pub(super) fn new(now: Instant) -> Self {
-        Self { is_in: false, in_since: now, knocked: None, last_up: now, seeds: BTreeMap::new(), delay: KNOCK_DELAY }
+        Self {
+            is_in: false,
+            in_since: now,
+            knocked: None,
+            last_up: now,
+            renewals: (0, now),
+            seeds: BTreeMap::new(),
+            delay: KNOCK_DELAY,
+        }
     }
 
     /// How many times as long as foca asks for one of its timers waits.
@@ -204,7 +219,18 @@ impl Core {
         let last = *self.foca.identity();
         if (last.epoch..EPOCH_MAX).contains(&epoch) {
             self.become_known_as(now, Identity { epoch: epoch + 1, ..last });
+            self.renewed(now);
             self.announce(Identity::new(stamp.addr, 0, stamp.node));
+        }
+    }
+
+    /// This run became a newer one, since another was said to be at its address.
+    pub(super) fn renewed(&mut self, now: Instant) {
+        let (count, last) = self.joining.renewals;
+        let count = if now - last < CALM { count.saturating_add(1) } else { 1 };
+        self.joining.renewals = (count, now);
+        if count >= CONTESTED_RENEWALS {
+            self.effects.push_back(Effect::Contested(self.foca.identity().addr));
         }
     }
 

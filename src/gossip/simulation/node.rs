@@ -177,6 +177,8 @@ pub(super) struct Counters {
     pub(super) echoes_out: u64,
     pub(super) echo_bytes_out: u64,
     pub(super) identity_changes: u64,
+    /// How often it was said that somebody else is at its address.
+    pub(super) times_contested: u64,
     /// The most datagrams that waited in its socket while its timers fired.
     pub(super) unread: usize,
     /// Messages that made no sense to it, or claimed too much: never any from nodes of ours.

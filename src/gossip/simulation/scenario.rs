@@ -873,6 +873,10 @@ pub(super) fn duplicate_address(setup: &Setup) -> Vec<Measure> {
     let (removed, down, renewed) = (sim.false_removals, sim.false_downs, sim.identity_changes());
     let busiest = sim.alive().map(|(_, host)| host.counters.bytes_out - host.counters.echo_bytes_out).max();
     let busiest = busiest.unwrap_or_default() as f64 / 1000.0 / setup.pick(300.0, 60.0);
+    let is_told = |host: u32| sim.alive().any(|(at, it)| at == host && it.counters.times_contested > 0);
+    let untold = [victim, twin].into_iter().filter(|host| !is_told(*host)).count();
+    let mistold =
+        sim.alive().filter(|(at, it)| ![victim, twin].contains(at) && it.counters.times_contested > 0).count();
     sim.crash(twin);
     sim.twins.clear();
     set_ill(&mut sim, victim, false);
@@ -880,6 +884,8 @@ pub(super) fn duplicate_address(setup: &Setup) -> Vec<Measure> {
         count("others removed", Goal::ZERO, removed),
         count("others seen down", Goal::ZERO, down),
         count("identity changes", Goal::SHOWN, renewed),
+        count("of the two, those who do not say so", Goal::ZERO, untold as u64),
+        count("others who say so", Goal::ZERO, mistold as u64),
         measure("out of the busiest node meanwhile, without echoes", "kB/s", Goal::SHOWN, vec![busiest]),
         took("one view after the twin ended", 30.0, sim.settle(NEVER)),
     ]
