@@ -9,7 +9,7 @@ pub(crate) enum Addition {
     Echoes,
     /// "You are dead" is not said to a member that refuted its suspicion in time.
     UndeadFilter,
-    /// A rumour is passed on twenty times, however small the cluster is.
+    /// A rumour is passed on thirty times, however small the cluster is.
     Transmissions,
     /// Announcements every few seconds, to members and to the dead.
     Announcements,
