@@ -18,6 +18,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use foldhash::HashMap as FastMap;
+
 use crate::app::{App, AppState, PolicyName, Transport};
 use crate::backend::{Backend, Lease, Load, Standing};
 use crate::balance::Balancer;
@@ -106,9 +108,9 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct HttpRoutes {
     /// Exact hosts.
-    pub exact: HashMap<String, PathRoutes>,
+    pub exact: FastMap<String, PathRoutes>,
     /// Wildcards by what follows the `*.`; the longest match wins.
-    pub wildcard: HashMap<String, PathRoutes>,
+    pub wildcard: FastMap<String, PathRoutes>,
     /// Applications for any host.
     pub any: PathRoutes,
 }
@@ -130,6 +132,7 @@ impl HttpRoutes {
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Pool>> {
         let exact = || self.exact.get(host)?.find(path);
         let wildcard = || parents(host).find_map(|parent| self.wildcard.get(parent)?.find(path));
+        let wildcard = || (!self.wildcard.is_empty()).then(wildcard).flatten();
         exact().or_else(wildcard).or_else(|| self.any.find(path))
     }
 }
@@ -138,9 +141,9 @@ impl HttpRoutes {
 #[derive(Debug, Default)]
 pub struct TcpRoutes {
     /// By the name that a TLS client asks for.
-    pub exact: HashMap<String, Arc<Pool>>,
+    pub exact: FastMap<String, Arc<Pool>>,
     /// Wildcards by what follows the `*.`; the longest match wins.
-    pub wildcard: HashMap<String, Arc<Pool>>,
+    pub wildcard: FastMap<String, Arc<Pool>>,
     /// For everybody else.
     pub any: Option<Arc<Pool>>,
 }

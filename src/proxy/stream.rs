@@ -2,9 +2,11 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
@@ -24,6 +26,14 @@ impl Stream {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Pending if nothing can be there to be read: less than asking for it. With TLS something may always be.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(tcp) => tcp.poll_read_ready(cx),
+            Self::Tls(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -48,7 +58,7 @@ impl From<TlsStream<TcpStream>> for Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Self::Plain(tcp) => poll_receive(tcp, cx, buffer),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
         }
     }
@@ -57,7 +67,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
         }
     }
@@ -90,5 +100,67 @@ impl AsyncWrite for Stream {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
+    }
+}
+
+/// What tokio's own does, but for the C library's wrapper, whose care for threads that are cancelled costs a twentieth of
+/// what a small request costs outside of the kernel.
+fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        if let Some(count) = receive(tcp, buffer.initialize_unfilled())? {
+            buffer.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+    }
+}
+
+fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        if let Some(count) = transmit(tcp, bytes)? {
+            return Poll::Ready(Ok(count));
+        }
+    }
+}
+
+/// Reads; none: nothing is there. A socket that does not fill the buffer is empty now, and is not asked again before the
+/// kernel says that more has come; that its end has come is said for good.
+pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let length = buffer.len();
+    as_far_as_there_is(
+        tcp,
+        Interest::READABLE,
+        |count| (1..length).contains(&count),
+        || rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count),
+    )
+}
+
+/// Writes; none: there is no room. A socket that does not take all is full now.
+pub(super) fn transmit(tcp: &TcpStream, bytes: &[u8]) -> io::Result<Option<usize>> {
+    as_far_as_there_is(
+        tcp,
+        Interest::WRITABLE,
+        |count| (1..bytes.len()).contains(&count),
+        || rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL),
+    )
+}
+
+/// A call of which `is_all` says whether another one would find nothing: then the runtime is told as if it had.
+fn as_far_as_there_is(
+    tcp: &TcpStream,
+    interest: Interest,
+    is_all: impl Fn(usize) -> bool,
+    mut call: impl FnMut() -> rustix::io::Result<usize>,
+) -> io::Result<Option<usize>> {
+    let mut moved = None;
+    let asked = tcp.try_io(interest, || {
+        let count = retry_on_intr(&mut call)?;
+        moved = Some(count);
+        if is_all(count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match asked {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(moved),
     }
 }

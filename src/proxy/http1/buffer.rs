@@ -150,6 +150,10 @@ impl Input {
 
     /// Reads what is there; 0 is the end. A buffer is held only if something has come.
     pub(in crate::proxy) fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
+        if self.buffer.is_none() {
+            // Most of the time nothing is there, and no buffer is needed to see that.
+            ready!(stream.poll_readable(cx))?;
+        }
         let size = if self.is_bulk { BULK_BYTES } else { BUFFER_BYTES };
         self.buffer.take_if(|buffer| buffer.filled().is_empty() && buffer.bytes.len() != size);
         let buffer = self.buffer.get_or_insert_with(|| Buffer::new(size));

@@ -409,28 +409,37 @@ fn parse_decimal(text: &[u8]) -> Option<u64> {
 
 /// The host to route by: lower case, no port, no final dot. The field is `name`, `name:port`, or an address in brackets.
 pub(in crate::proxy) fn normal_host<'r>(field: &[u8], room: &'r mut [u8; HOST_BYTES_MAX]) -> Option<&'r str> {
-    let text = std::str::from_utf8(field).ok()?;
-    let (name, port) = match text.rfind(']') {
-        Some(end) => text.split_at_checked(end + 1)?,
-        None => text.split_at_checked(text.find(':').unwrap_or(text.len()))?,
+    let is_address = field.first() == Some(&b'[');
+    let name_bytes = if is_address {
+        memchr(b']', field)? + 1
+    } else {
+        // A name is short: looked at byte by byte it is found sooner than by what is good for long ones.
+        field.iter().position(|byte| *byte == b':').unwrap_or(field.len())
     };
-    let is_port = port.is_empty()
-        || port.strip_prefix(':').is_some_and(|digits| {
-            digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits.is_empty() || digits.parse::<u16>().is_ok())
-        });
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let is_name = match name.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()),
-        None => name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')),
+    let (name, port) = field.split_at_checked(name_bytes)?;
+    let is_port = match port {
+        [] | [b':'] => true,
+        [b':', digits @ ..] => parse_decimal(digits).is_some_and(|port| port <= u64::from(u16::MAX)),
+        _ => false,
     };
-    let fits = (1..=HOST_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && !name.contains("..");
-    if !(is_port && is_name && fits) {
-        return None;
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let room = room.get_mut(..name.len()).filter(|room| is_port && !room.is_empty())?;
+    let mut last = b'.';
+    for (lower, byte) in room.iter_mut().zip(name) {
+        *lower = byte.to_ascii_lowercase();
+        match *lower {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'.' if is_address || last != b'.' => {}
+            b'[' | b':' | b']' if is_address => {}
+            _ => return None,
+        }
+        last = *lower;
     }
-    let room = room.get_mut(..name.len())?;
-    room.copy_from_slice(name.as_bytes());
-    room.make_ascii_lowercase();
-    std::str::from_utf8(room).ok()
+    let name = std::str::from_utf8(room).ok()?;
+    let is_name = !is_address
+        || (name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')))
+            .is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+    is_name.then_some(name)
 }
 
 /// The path to route by. A question about the server as a whole (`OPTIONS *`) goes where `/` does.
