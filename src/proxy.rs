@@ -11,6 +11,7 @@ mod dial;
 mod forward;
 mod http1;
 mod http2;
+mod idle;
 mod listen;
 mod manager;
 mod page;
@@ -295,7 +296,7 @@ impl Default for Timeouts {
 /// How much a peer may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Client connections, overall; none: from the descriptor limit.
+    /// Client connections, overall; none, or more than the descriptor limit bears: what it bears.
     pub connections: Option<u32>,
     /// Client connections and UDP flows for one application; none: no limit of its own.
     pub app_connections: Option<u32>,

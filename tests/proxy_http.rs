@@ -1495,3 +1495,63 @@ fn many_clients_at_once_get_their_own_answers() {
     assert_eq!(stage.bed.counters.requests.get(), 1600);
     assert_eq!(stage.bed.counters.responses[2].get(), 1600);
 }
+
+#[test]
+fn a_place_that_comes_free_goes_to_whoever_waits_whatever_the_port() {
+    let origin = Origin::named("a");
+    let bed = Bed::with(|config| {
+        config.workers = 1;
+        config.limits.connections = Some(1);
+    });
+    let ports = [bed.port(), bed.port()];
+    let apps = ports.map(|port| http_app(&format!("web-{port}"), port, origin.address, &[], "/"));
+    bed.publish(&[Node::new(1, apps.to_vec())]);
+    let is_open = |port: &Port| bed.report(*port).is_some_and(|report| !report.addresses.is_empty());
+    until("the listen ports open", || ports.iter().all(is_open));
+    for port in [ports[0], ports[0], ports[1], ports[1], ports[0], ports[1]] {
+        let (mut first, mut second) = (Wire::new(bed.connect(port)), Wire::new(bed.connect(port)));
+        first.send(GET);
+        assert_eq!(first.response().text(), "a");
+        second.send(GET);
+        drop(first);
+        assert_eq!(second.response().text(), "a");
+    }
+}
+
+#[test]
+fn p_idle100k_at_the_limit_who_has_been_idle_longest_makes_way() {
+    const LIMIT: usize = 20;
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = std::sync::Mutex::new(may_go);
+    let origin = Origin::http(move |request| {
+        if request.line.contains("wait") {
+            may_go.lock().unwrap().recv().unwrap();
+        }
+        Some(ok("a"))
+    });
+    let bed = Bed::with(|config| config.limits.connections = Some(u32::try_from(LIMIT).unwrap()));
+    let stage = Stage::on(bed, &[origin.address]);
+    let mut busy = stage.wire();
+    busy.send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut half = stage.wire();
+    half.send("GET / HTTP/1.1\r\n");
+    let ask = || {
+        let mut wire = stage.wire();
+        wire.send(GET);
+        assert_eq!(wire.response().text(), "a");
+        wire
+    };
+    let first: Vec<Wire> = (2..LIMIT).map(|_| ask()).collect();
+    assert!(!first.iter().any(|wire| is_ended(&wire.stream)), "nobody goes as long as there is room");
+    // As many again find a place: all that were idle go, and no other.
+    let start = Instant::now();
+    let second: Vec<Wire> = (2..LIMIT).map(|_| ask()).collect();
+    println!("{} new clients were let in within {:?}", second.len(), start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(first.iter().all(|wire| is_ended(&wire.stream)));
+    assert!(!second.iter().any(|wire| is_ended(&wire.stream)), "the newest stay");
+    half.send("Host: a\r\n\r\n");
+    assert_eq!(half.response().text(), "a");
+    go.send(()).unwrap();
+    assert_eq!(busy.response().text(), "a");
+}

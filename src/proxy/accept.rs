@@ -1,7 +1,8 @@
 //! Accepting: how many clients may be in, and the loop that lets them in.
 //!
-//! A connection takes two descriptors, its own and its backend's, a UDP flow one. Where the settings do not say how many
-//! connections may be open, they get the descriptors that flows have not taken.
+//! A connection takes two descriptors, its own and its backend's, a UDP flow one. Whatever the settings say, connections
+//! get no more than the descriptors that flows have not taken, and flows leave them a quarter. When a client finds no place,
+//! the one that has been idle longest makes way for it.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,11 +13,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::proxy_protocol::{self, Parsed};
+use super::worker::Worker;
 use super::{Limits, Shared};
 
 /// Descriptors that are not for connections: listen ports, event queues, gossip, the admin socket, logs, files.
@@ -25,17 +30,21 @@ const DESCRIPTORS_KEPT: u64 = 64;
 const DESCRIPTORS_A_PIPE: u64 = 64;
 /// The most pipes that a worker may have.
 const PIPES_MAX: u64 = 256;
+/// Of so many descriptors one is for connections, however many flows there are.
+const SHARE_OF_CONNECTIONS: usize = 4;
 /// The first pause after an accept that failed; each further one is twice as long.
-const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// The longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// As long as there is no place, it is looked so often for clients that wait for one.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How many client connections and UDP flows are open, and how many may be.
 #[derive(Debug)]
 pub(super) struct Admission {
     open: AtomicUsize,
     flows: AtomicUsize,
-    /// Client connections; 0: what the descriptors bear.
+    /// Client connections, if the descriptors bear so many; 0: as many as they bear.
     limit: AtomicUsize,
     flows_limit: AtomicUsize,
     /// Descriptors for connections and flows.
@@ -43,6 +52,8 @@ pub(super) struct Admission {
     /// Pipes that a worker may have.
     pipes: usize,
     room: Notify,
+    /// Woken when a client waits for a place, and the worker at which it waits has nobody idle.
+    crowded: Notify,
     closed: Notify,
 }
 
@@ -61,6 +72,7 @@ impl Admission {
             descriptors: usize::try_from(descriptors).unwrap_or(usize::MAX),
             pipes: usize::try_from(pipes).unwrap_or(0),
             room: Notify::new(),
+            crowded: Notify::new(),
             closed: Notify::new(),
         };
         admission.set_limits(limits);
@@ -68,7 +80,15 @@ impl Admission {
     }
 
     pub(super) fn set_limits(&self, limits: &Limits) {
-        self.limit.store(limits.connections.map_or(0, |some| some as usize), Ordering::Relaxed);
+        let connections = limits.connections.map_or(0, |some| some as usize);
+        let borne = self.descriptors / 2;
+        if connections > borne && self.limit.swap(connections, Ordering::Relaxed) != connections {
+            warn!(
+                "lb.limits.connections is {connections}, but the descriptor limit bears {borne}: raise that \
+                 (LimitNOFILE= in a systemd unit)"
+            );
+        }
+        self.limit.store(connections, Ordering::Relaxed);
         self.flows_limit.store(limits.udp_flows as usize, Ordering::Relaxed);
         self.room.notify_waiters();
     }
@@ -80,10 +100,26 @@ impl Admission {
 
     /// How many connections may be open.
     pub(super) fn limit(&self) -> usize {
+        let borne = self.descriptors.saturating_sub(self.flows.load(Ordering::Relaxed)) / 2;
         match self.limit.load(Ordering::Relaxed) {
-            0 => self.descriptors.saturating_sub(self.flows.load(Ordering::Relaxed)) / 2,
-            some => some,
+            0 => borne,
+            some => some.min(borne),
         }
+    }
+
+    /// Whether there is no place for another connection.
+    fn is_full(&self) -> bool {
+        self.open() >= self.limit()
+    }
+
+    /// Has every worker look for somebody idle.
+    pub(super) fn ask_for_room(&self) {
+        self.crowded.notify_waiters();
+    }
+
+    /// Waits until somebody idle is looked for.
+    pub(super) async fn crowded(&self) {
+        self.crowded.notified().await;
     }
 
     /// How many connections are open now.
@@ -104,7 +140,13 @@ impl Admission {
 
     fn enter_flow(&self) -> bool {
         let left = self.descriptors.saturating_sub(self.open.load(Ordering::Relaxed).saturating_mul(2));
-        enter(&self.flows, self.flows_limit.load(Ordering::Relaxed).min(left))
+        // However many flows there are, clients of other protocols are let in.
+        let connections = match self.limit.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            some => some.saturating_mul(2),
+        };
+        let most = self.descriptors - connections.min(self.descriptors / SHARE_OF_CONNECTIONS);
+        enter(&self.flows, self.flows_limit.load(Ordering::Relaxed).min(most).min(left))
     }
 
     fn leave(&self, count: &AtomicUsize) {
@@ -162,21 +204,17 @@ impl Drop for FlowSlot {
 }
 
 /// Accepts for ever, and hands each client to `serve`. Errors are counted, and slow it down so that it never spins.
-pub(super) async fn run(
-    shared: &Arc<Shared>,
-    listener: &TcpListener,
-    mut serve: impl FnMut(TcpStream, SocketAddr, Slot),
-) {
+pub(super) async fn run(worker: &Worker, listener: &TcpListener, mut serve: impl FnMut(TcpStream, SocketAddr, Slot)) {
     let mut pause = PAUSE_MIN;
     loop {
-        match next(shared, listener).await {
+        match next(worker, listener).await {
             Ok((stream, peer, slot)) => {
                 pause = PAUSE_MIN;
-                shared.counters.connections.inc();
+                worker.shared.counters.connections.inc();
                 serve(stream, peer, slot);
             }
             Err(_) => {
-                shared.counters.accept_failures.inc();
+                worker.shared.counters.accept_failures.inc();
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
@@ -185,21 +223,34 @@ pub(super) async fn run(
 }
 
 /// One client. A place is taken before the accept, so that clients beyond the limit wait in the kernel's queue.
-async fn next(shared: &Arc<Shared>, listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr, Slot)> {
+async fn next(worker: &Worker, listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr, Slot)> {
+    let shared = &worker.shared;
     loop {
-        let mut room = pin!(shared.admission.room.notified());
-        // In the queue before looking, so that a place that comes free in between is not missed.
-        room.as_mut().enable();
         // A place is held while a client is there, not while one is waited for.
         let accepted = poll_fn(|cx| match Slot::take(shared) {
             Some(slot) => listener.poll_accept(cx).map_ok(|(stream, peer)| Some((stream, peer, slot))),
             None => Poll::Ready(Ok(None)),
         });
-        match accepted.await? {
-            Some(client) => return Ok(client),
-            None => room.await,
+        if let Some(client) = accepted.await? {
+            return Ok(client);
+        }
+        let mut room = pin!(shared.admission.room.notified());
+        // In the queue before looking again, so that a place that comes free in between is not missed, and only now: a
+        // place is told to one in the queue, and who waits for something else would let it pass.
+        room.as_mut().enable();
+        if shared.admission.is_full() {
+            if has_client(listener) {
+                worker.make_room();
+            }
+            let _ = timeout(LOOK_AGAIN, room).await;
         }
     }
+}
+
+/// Whether a client is there to be accepted.
+fn has_client(listener: &TcpListener) -> bool {
+    let mut asked = [PollFd::new(listener, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Whose connection it is, as a proxy says in the PROXY protocol; none: its own, or it does not know. Reads the header
@@ -235,4 +286,25 @@ fn raise_descriptor_limit() -> u64 {
     let most = Rlimit { current: now.maximum, maximum: now.maximum };
     let limit = if now.current != now.maximum && setrlimit(Resource::Nofile, most).is_ok() { most } else { now };
     limit.current.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_shared_between_connections_and_flows() {
+        let with = |connections, udp_flows| {
+            let limits = Limits { connections, udp_flows, ..Limits::default() };
+            let admission = Admission { descriptors: 400, ..Admission::new(&Limits::default(), 1) };
+            admission.set_limits(&limits);
+            let flows = (0..1000).take_while(|_| admission.enter_flow()).count();
+            let connections = (0..1000).take_while(|_| admission.enter()).count();
+            (flows, connections)
+        };
+        assert_eq!(with(None, 100), (100, 150));
+        assert_eq!(with(None, 1000), (300, 50), "flows leave connections a quarter");
+        assert_eq!(with(Some(10), 1000), (380, 10), "or as much as they may have");
+        assert_eq!(with(Some(1000), 0), (0, 200), "no more than the descriptors bear");
+    }
 }

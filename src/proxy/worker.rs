@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::accept::{self, Slot};
 use super::bell::Bell;
 use super::dial::reset_on_close;
+use super::idle::Idlers;
 use super::manager::{ListenSocket, Listening, Sockets};
 use super::page::Page;
 use super::stream::Stream;
@@ -25,7 +26,7 @@ use super::udp::{self, Udp};
 use super::upstream::Upstreams;
 use super::{Shared, http1, http2, splice, tcp};
 use crate::name::Port;
-use crate::pool::{Pool, Pools, PortRoutes};
+use crate::pool::{Pool, Pools, PortRoutes, TcpRoutes};
 
 /// How often idle connections to backends are looked over.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -39,6 +40,8 @@ pub(super) struct Worker {
     pub(super) changes: Rc<Bell>,
     /// Rings when the proxy begins to drain.
     pub(super) drains: Rc<Bell>,
+    /// Clients that wait for nothing but their next request.
+    pub(super) idlers: Rc<Idlers>,
     is_draining: Cell<bool>,
     pub(super) udp: Udp,
     index: usize,
@@ -94,6 +97,7 @@ async fn run(
         links: http2::Links::default(),
         changes: Rc::default(),
         drains: Rc::default(),
+        idlers: Rc::default(),
         is_draining: Cell::new(false),
         udp: Udp::default(),
         index,
@@ -109,6 +113,10 @@ async fn run(
             () = shared.draining.cancelled(), if !worker.is_draining() => {
                 worker.is_draining.set(true);
                 worker.drains.ring();
+                worker.idlers.wake();
+            }
+            () = shared.admission.crowded() => {
+                worker.idlers.tell_oldest(Instant::now());
             }
             Ok(()) = told.changed() => worker.changes.ring(),
             Ok(()) = sockets.changed() => {}
@@ -150,6 +158,14 @@ impl Worker {
         }
     }
 
+    /// Has an idle client go, for one that waits for its place: the one of this worker that has been idle longest, or one
+    /// of each other worker if there is none.
+    pub(super) fn make_room(&self) {
+        if !self.idlers.tell_oldest(Instant::now()) {
+            self.shared.admission.ask_for_room();
+        }
+    }
+
     /// What stands behind a UDP listen port.
     pub(super) fn udp_pool(&self, port: Port) -> Option<Arc<Pool>> {
         self.with_pools(|pools| match pools.ports.get(&(port, true)) {
@@ -182,7 +198,7 @@ impl Worker {
             Listening::Tcp(socket) => match socket.try_clone().and_then(TcpListener::from_std) {
                 Ok(listener) => {
                     let serve = |client, peer, slot| self.serve(port, client, peer, slot);
-                    accept::run(&self.shared, &listener, serve).await;
+                    accept::run(&self, &listener, serve).await;
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -226,23 +242,43 @@ impl Worker {
                 return reset_on_close(&client);
             };
             // The pools as a whole are let go at once: a connection may outlive them by hours.
-            let routes = worker.with_pools(|pools| pools.stream(port).cloned());
-            match routes {
-                Some(PortRoutes::Tcp(routes)) => tcp::serve(&worker.shared, client, peer, routes, since).await,
-                // Without routes: it stands open to lead clients elsewhere, or has just lost its last one.
-                Some(PortRoutes::Http(_)) | None => {
+            let served = worker.with_pools(|pools| Served::of(pools.stream(port)));
+            match served {
+                Served::Tcp(routes) => tcp::serve(&worker.shared, client, peer, routes, since).await,
+                Served::Http => {
                     // Boxed, so that a connection carries room for one at a time, and one of TCP for none.
                     let client = match worker.shared.tls.is_for(port, &worker.shared.config.load()) {
                         true => Box::pin(worker.shared.tls.accept(&worker.shared, client, &[], port, since)).await,
                         false => Some(Stream::from(client)),
                     };
                     if let Some(client) = client {
-                        Box::pin(http1::serve(worker, client, peer, port)).await;
+                        // A handshake had its own deadline.
+                        let since = if client.is_tls() { Instant::now() } else { since };
+                        Box::pin(http1::serve(worker, client, peer, port, since)).await;
                     }
                 }
-                Some(PortRoutes::Udp(_)) => {}
+                Served::Not => {}
             }
         });
+    }
+}
+
+/// What becomes of a client of a port.
+enum Served {
+    Tcp(Arc<TcpRoutes>),
+    /// Each request finds its own routes.
+    Http,
+    Not,
+}
+
+impl Served {
+    fn of(routes: Option<&PortRoutes>) -> Self {
+        match routes {
+            Some(PortRoutes::Tcp(routes)) => Self::Tcp(Arc::clone(routes)),
+            // Without routes: it stands open to lead clients elsewhere, or has just lost its last one.
+            Some(PortRoutes::Http(_)) | None => Self::Http,
+            Some(PortRoutes::Udp(_)) => Self::Not,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
@@ -21,9 +22,9 @@ use super::chunked::{Output, put_chunk};
 use super::fields::{After, HSTS, Via, put_decimal, put_field, write_response};
 use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, check_beginning, parse_request};
 use crate::name::Port;
-use crate::proxy::bell::Ear;
 use crate::proxy::forward::{self, End, Front, Miss, Request};
 use crate::proxy::http2::{self, PREFACE};
+use crate::proxy::idle::Idler;
 use crate::proxy::page::Page;
 use crate::proxy::stream::Stream;
 use crate::proxy::tls;
@@ -36,9 +37,9 @@ const EMPTY_LINES_MAX: u8 = 4;
 /// After an answer to a client that is still sending: how long, and how much of it, is read before the close.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
 
-/// Serves one client connection to its end.
-pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port) {
-    let mut client = Client::new(worker, stream, peer, port);
+/// Serves one client connection to its end; what it begins with has been waited for since `since`.
+pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port, since: Instant) {
+    let mut client = Client::new(worker, stream, peer, port, since);
     let fate = loop {
         let fate = match poll_fn(|cx| client.poll_next(cx)).await {
             Next::Closed => return,
@@ -94,9 +95,11 @@ struct Client {
     forwarded_for: Box<str>,
     is_trusted: bool,
     timer: Pin<Box<Sleep>>,
-    draining: Ear,
-    /// When the connection is closed if no request has come by then.
-    deadline: Instant,
+    idler: Idler,
+    /// When the next request was first waited for; but for the connection's first one, when its head had begun.
+    since: Instant,
+    /// Whether the next request is the connection's first one.
+    is_first: bool,
     /// What was read ahead.
     input: Input,
     scan: Scan,
@@ -130,16 +133,16 @@ enum Framing {
 }
 
 impl Client {
-    fn new(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port) -> Self {
+    fn new(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port, since: Instant) -> Self {
         let config = worker.shared.config.load_full();
         let address = peer.ip().to_canonical();
-        let deadline = Instant::now() + config.timeouts.first_byte;
         Self {
             forwarded_for: address.to_string().into_boxed_str(),
             is_trusted: config.trusted_proxies.iter().any(|net| net.contains(&address)),
-            timer: Box::pin(tokio::time::sleep_until(deadline)),
-            draining: Ear::new(&worker.drains),
-            deadline,
+            timer: Box::pin(tokio::time::sleep_until(since + config.timeouts.first_byte)),
+            idler: Idler::new(&worker.idlers),
+            since,
+            is_first: true,
             input: Input::default(),
             scan: Scan::default(),
             empty_lines: 0,
@@ -163,7 +166,6 @@ impl Client {
 
     /// Waits for a request's head.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        self.draining.listen(cx);
         loop {
             if let Some(is_whole) = self.read_preface() {
                 if is_whole {
@@ -176,22 +178,48 @@ impl Client {
                     Ok(None) => {}
                 }
             }
-            if self.input.is_empty() && self.worker.is_draining() {
-                return Poll::Ready(Next::Closed);
-            }
             match self.input.poll_fill(cx, &mut self.stream) {
-                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(1..)) => self.idler.begin(),
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Closed),
                 Poll::Pending => {
+                    if self.input.is_empty() {
+                        let is_to_go = self.worker.is_draining() || self.idler.is_told();
+                        // A request may be there of which this task has not been told yet.
+                        if is_to_go && !has_unread(&self.stream) {
+                            return Poll::Ready(Next::Closed);
+                        }
+                        self.idler.wait(cx, self.since);
+                    }
                     if !self.has_begun && (self.empty_lines > 0 || !self.input.is_empty()) {
                         // One deadline for the whole head.
                         self.has_begun = true;
-                        self.deadline = Instant::now() + self.config.timeouts.header;
+                        if !self.is_first {
+                            self.since = Instant::now();
+                        }
                     }
-                    return self.poll_timer(cx, self.deadline).map(|()| Next::Closed);
+                    return self.poll_timer(cx, self.deadline()).map(|()| Next::Closed);
                 }
             }
         }
+    }
+
+    /// When the connection is closed if no request has come by then.
+    fn deadline(&self) -> Instant {
+        let timeouts = &self.config.timeouts;
+        self.since
+            + match (self.is_first, self.has_begun) {
+                (true, false) => timeouts.first_byte,
+                (true, true) => timeouts.first_byte.max(timeouts.header),
+                (false, false) => timeouts.idle,
+                (false, true) => timeouts.header,
+            }
+    }
+
+    /// It waits for the next request from now on.
+    fn keep(&mut self) -> Fate {
+        self.since = Instant::now();
+        self.is_first = false;
+        Fate::Kept
     }
 
     /// Whether the connection begins as one of HTTP/2 does, as far as it has come: with the whole preface, or with some
@@ -267,10 +295,7 @@ impl Client {
         let way = self.way.clone();
         let client = forward::Client { worker: &worker, config: &config, peer: self.peer, port: self.port, way };
         match forward::answer(&client, self, &request).await {
-            Ok(End::Whole) if self.keeps_alive && self.body.is_done() => {
-                self.deadline = Instant::now() + config.timeouts.idle;
-                Fate::Kept
-            }
+            Ok(End::Whole) if self.keeps_alive && self.body.is_done() => self.keep(),
             // It said that nothing more comes from it, so that nothing can be lost.
             Ok(End::Whole) if self.wants_close && self.body.is_done() && !self.stream.is_tls() => Fate::Closed,
             Ok(End::Whole) => Box::pin(self.close()).await,
@@ -321,8 +346,7 @@ impl Client {
             return Fate::Closed;
         }
         if self.keeps_alive {
-            self.deadline = Instant::now() + self.config.timeouts.idle;
-            return Fate::Kept;
+            return self.keep();
         }
         self.close().await
     }
@@ -382,6 +406,11 @@ impl Client {
             self.timer.as_mut().reset(deadline);
         }
     }
+}
+
+/// Whether something is there to be read, the end included.
+fn has_unread(stream: &Stream) -> bool {
+    SockRef::from(stream.tcp()).peek(&mut [MaybeUninit::uninit()]).is_ok()
 }
 
 impl Front for Client {
