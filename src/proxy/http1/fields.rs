@@ -65,7 +65,8 @@ pub(super) fn known(name: &str) -> Known {
 /// `X-Forwarded-…` in the spellings that programs behind CGI and WSGI take for it.
 fn is_forwarded(name: &str) -> bool {
     let is_same = |byte: u8, wanted: u8| byte.eq_ignore_ascii_case(&wanted) || (byte == b'_' && wanted == b'-');
-    name.bytes().zip(*b"x-forwarded-").filter(|(byte, wanted)| is_same(*byte, *wanted)).count() == 12
+    const BEGINNING: &[u8; 12] = b"x-forwarded-";
+    name.len() >= BEGINNING.len() && name.bytes().zip(*BEGINNING).all(|(byte, wanted)| is_same(byte, wanted))
 }
 
 /// A length in a spelling that some take for one: `Content_Length`, `Transfer--Encoding`, `TransferXEncoding`,
@@ -331,7 +332,9 @@ struct Named<'b>(Vec<&'b [u8]>);
 
 impl<'b> Named<'b> {
     fn of(fields: &[Field<'b>]) -> Self {
-        let connection = fields.iter().filter(|field| known(field.name) == Known::Connection);
+        // By length first: this is asked of every field.
+        let is_connection = |name: &str| name.len() == 10 && name.eq_ignore_ascii_case("connection");
+        let connection = fields.iter().filter(|field| is_connection(field.name));
         let is_usual = |token: &&[u8]| {
             [&b"keep-alive"[..], b"close", b"upgrade"].iter().any(|usual| token.eq_ignore_ascii_case(usual))
         };
