@@ -1,7 +1,7 @@
 //! One application at one address: what a balancer chooses among, and what it knows of its load.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub struct Load {
     pub gone: CancellationToken,
     /// Woken when the standing changes. Whoever waits registers first and looks at the standing then.
     pub standing_changed: Notify,
+    /// Whether it takes nothing new by its own word. One task sets it.
+    rests: AtomicBool,
     /// A [`Standing`]. One task sets it.
     standing: AtomicU8,
     /// When the backend last did what only a live one does, in milliseconds since [`since_base`]; 0: never.
@@ -65,6 +67,17 @@ impl Load {
         if self.standing.swap(standing as u8, Ordering::SeqCst) != standing as u8 {
             self.standing_changed.notify_waiters();
         }
+    }
+
+    /// Whether the backend takes nothing new by its own word: it drains, or its application does not answer yet.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether the backend takes nothing new.
+    pub fn set_rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
     }
 
     /// The backend did at `now` what only a live one does: a response began, or bytes arrived from it.

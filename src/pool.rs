@@ -249,6 +249,8 @@ pub struct Pools {
     /// The load of each application and address that some member still offers, drained ones and those of nodes that
     /// are down included.
     pub loads: HashMap<(AppName, SocketAddr), Arc<Load>>,
+    /// Those of them that take nothing new by their own word.
+    pub resting: HashSet<(AppName, SocketAddr)>,
     /// The applications and addresses that are suspected or down.
     pub out: HashMap<(AppName, SocketAddr), Out>,
     /// Those of nodes that are down whose load has begun anew since. What is sent there as a last resort proves that
@@ -305,6 +307,7 @@ impl Pools {
         }
         for (key, load) in &next.loads {
             load.set_standing(if next.out.contains_key(key) { Standing::Doubtful } else { Standing::Fine });
+            load.set_rests(next.resting.contains(key));
         }
     }
 }
@@ -372,7 +375,10 @@ impl<'a> Build<'a> {
             self.refuse(member, app, why, format!("lb.allow does not let backends claim port {}", app.listen));
             return;
         }
-        let backend = self.backend(member, node_name, app, key, why);
+        let backend = self.backend(member, node_name, app, key.clone(), why);
+        if backend.is_some() && state != AppState::Ready {
+            self.next.resting.insert(key);
+        }
         for (host, path) in places(app) {
             if !allow.claim(app.listen, host.as_ref()) {
                 let what = host.map_or_else(|| "any host".to_owned(), |host| host.to_string());

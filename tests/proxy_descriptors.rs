@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Bed, Node, Origin, SOON, read_exactly, tcp_app, until};
+use support::{Bed, Node, Origin, SOON, Wire, http_app, read_exactly, tcp_app, until};
 
 #[test]
 fn p_emfile_running_out_of_descriptors_is_survived() {
@@ -30,7 +30,7 @@ fn p_emfile_running_out_of_descriptors_is_survived() {
         client.connect(&bed.address(port).into()).unwrap();
     }
     until("accepts fail", || bed.counters.accept_failures.get() > 0);
-    // It slows down instead of spinning: both workers pause 5 ms, 10 ms, 20 ms …
+    // It slows down instead of spinning: both workers pause 10 to 50 ms.
     let (start, before) = (Instant::now(), (bed.counters.accept_failures.get(), processor_time(&stat)));
     while start.elapsed() < Duration::from_millis(500) {
         std::thread::sleep(Duration::from_millis(50));
@@ -47,6 +47,7 @@ fn p_emfile_running_out_of_descriptors_is_survived() {
     });
     assert_eq!(read_exactly(&bed.connect(port), 1), b"a");
     bulk_is_copied_where_no_descriptor_is_left_for_a_pipe();
+    connections_that_nobody_uses_make_way_where_no_descriptor_is_left_for_one_that_is_needed();
 }
 
 /// Pipes that this process has open.
@@ -82,6 +83,29 @@ fn bulk_is_copied_where_no_descriptor_is_left_for_a_pipe() {
     assert_eq!(pipes(), before);
     ask();
     assert!(pipes() > before, "it is moved where there are descriptors");
+}
+
+/// In the same process, after the others.
+fn connections_that_nobody_uses_make_way_where_no_descriptor_is_left_for_one_that_is_needed() {
+    let bed = Bed::with(|config| config.workers = 1);
+    let (port, origins) = (bed.port(), ["a", "b"].map(Origin::named));
+    let app = |name: &str, origin: &Origin| http_app(name, port, origin.address, &[&format!("{name}.example")], "/");
+    bed.publish_and_open(&[Node::new(1, vec![app("a", &origins[0]), app("b", &origins[1])])], port);
+    bed.settle();
+    let mut wire = Wire::new(bed.connect(port));
+    let mut ask = |name: &str| {
+        wire.send(format!("GET / HTTP/1.1\r\nHost: {name}.example\r\n\r\n"));
+        wire.response().text().to_owned()
+    };
+    assert_eq!(ask("a"), "a");
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(used + 10), maximum: hard }).unwrap();
+    let rest: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    assert_eq!(ask("b"), "b");
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
+    drop(rest);
+    assert_eq!((ask("a").as_str(), origins[0].accepted()), ("a", 2));
 }
 
 fn processor_time(stat: &File) -> Duration {

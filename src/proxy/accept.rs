@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::proxy_protocol::{self, Parsed};
+use super::upstream::is_out_of_descriptors;
 use super::worker::Worker;
 use super::{Limits, Shared};
 
@@ -213,8 +214,11 @@ pub(super) async fn run(worker: &Worker, listener: &TcpListener, mut serve: impl
                 worker.shared.counters.connections.inc();
                 serve(stream, peer, slot);
             }
-            Err(_) => {
+            Err(error) => {
                 worker.shared.counters.accept_failures.inc();
+                if is_out_of_descriptors(&error) {
+                    worker.upstreams.clear();
+                }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }

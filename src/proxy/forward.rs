@@ -30,7 +30,7 @@ use super::page::Page;
 use super::stream::Stream;
 use super::tcp::is_full;
 use super::tls;
-use super::upstream::Upstream;
+use super::upstream::{Upstream, is_out_of_descriptors};
 use super::worker::Worker;
 use super::{Config, OnRemoval, dial, http2};
 use crate::app::Protocol;
@@ -132,6 +132,12 @@ pub(super) trait Front {
     /// Ready when the client is gone. Asked only when its body has been read.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// The same while nothing is read from the client, since there is no room for it. One whose connection somebody else
+    /// reads has nothing to do.
+    fn poll_broken(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
     /// An interim response (1xx), to be passed on to who understands it.
     fn interim(&mut self, head: &ResponseHead<'_, '_>);
 
@@ -150,6 +156,11 @@ pub(super) trait Front {
 
     /// Takes some of the body; what was taken may wait to be written.
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    /// Whether some of what was taken has been written since this was asked last.
+    fn has_written(&mut self) -> bool {
+        false
+    }
 
     /// Ready when nothing waits to be written.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -216,21 +227,20 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
     if !client.may_ask_for(request) {
         return Err(Page::Misdirected);
     }
-    let mut changes_seen = worker.changes.rings();
-    let mut pool = client.newest(request).ok_or(Page::NoRoute)?;
-    if is_full(&pool, client.config.limits.app_connections) {
-        return Err(Page::Busy);
-    }
     let mut failure = Page::NoBackend;
     let mut tried = Vec::new();
-    let mut reached = 0;
-    while reached < BACKENDS_MAX
-        && let Some(lease) = pool.pick(client.peer, &tried)
-    {
-        if reached > 0 {
+    while tried.len() < BACKENDS_MAX {
+        let changes_seen = worker.changes.rings();
+        let lease = match client.pick(request, &tried) {
+            Ok(Some(lease)) => lease,
+            Ok(None) => break,
+            Err(page) if tried.is_empty() => return Err(page),
+            // Its route is gone meanwhile.
+            Err(_) => break,
+        };
+        if !tried.is_empty() {
             worker.shared.counters.retries.inc();
         }
-        reached += 1;
         failure = Page::BadGateway;
         let mut attempt = Attempt { client, request, lease: &lease, tried: &tried, ear: None, changes_seen };
         match attempt.run(front).await {
@@ -247,11 +257,6 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
             Err(miss) => go_on_after(client, miss, &lease, request)?,
         }
         tried.push(lease.backend().address);
-        // Who is in doubt may not be the only one: those that are in rotation now are asked.
-        if lease.backend().load.standing() != Standing::Fine {
-            changes_seen = worker.changes.rings();
-            pool = client.newest(request).unwrap_or(pool);
-        }
     }
     Err(failure)
 }
@@ -307,6 +312,18 @@ impl Client<'_> {
         self.worker.with_pools(|pools| tls.redirect(self.config, pools, self.port, host, path))
     }
 
+    /// A backend that is not in `tried`, from the newest pool: who is in doubt may not be the only one, and those that
+    /// are in rotation now are asked. The pool is not held: a response may outlive it by hours.
+    fn pick(&self, request: &Request, tried: &[SocketAddr]) -> Result<Option<Lease>, Page> {
+        self.worker.with_pools(|pools| {
+            let pool = request.route(pools, self.port).ok_or(Page::NoRoute)?;
+            if tried.is_empty() && is_full(pool, self.config.limits.app_connections) {
+                return Err(Page::Busy);
+            }
+            Ok(pool.pick(self.peer, tried))
+        })
+    }
+
     /// The pool that the request would go to now.
     fn newest(&self, request: &Request) -> Option<Arc<Pool>> {
         self.worker.with_pools(|pools| request.route(pools, self.port).cloned())
@@ -352,20 +369,37 @@ impl Attempt<'_> {
                 other => return other,
             }
         }
-        let upstream = Box::pin(self.connect()).await.ok_or(Miss::Unsent)?;
+        let upstream = {
+            let mut connecting = Box::pin(self.connect());
+            // Nobody waits for it when the client is gone.
+            poll_fn(|cx| match connecting.as_mut().poll(cx) {
+                Poll::Ready(connected) => Poll::Ready(connected.ok_or(Miss::Unsent)),
+                Poll::Pending if front.is_body_done() => front.poll_gone(cx).map(|()| Err(Miss::ClientGone)),
+                Poll::Pending => front.poll_broken(cx).map(|()| Err(Miss::ClientGone)),
+            })
+            .await?
+        };
         self.send(Upstream::from(upstream), front, Instant::now()).await
     }
 
     /// None if it failed, or was given up.
     pub(super) async fn connect(&mut self) -> Option<Stream> {
+        let mut connected = self.dial().await?;
+        if connected.as_ref().is_err_and(is_out_of_descriptors) && self.client.worker.upstreams.clear() {
+            connected = self.dial().await?;
+        }
+        connected.ok().filter(|stream| !self.leads_back(stream))
+    }
+
+    /// None if it was given up.
+    async fn dial(&mut self) -> Option<io::Result<Stream>> {
         let (lease, deadline) = (self.lease, self.client.config.timeouts.connect);
         let mut connecting = pin!(dial::backend(&self.client.worker.shared, lease, deadline));
         poll_fn(|cx| match self.look(cx, true) {
             Some(_) => Poll::Ready(None),
-            None => connecting.as_mut().poll(cx).map(Result::ok),
+            None => connecting.as_mut().poll(cx).map(Some),
         })
         .await
-        .filter(|stream| !self.leads_back(stream))
     }
 
     /// Whether a connection has come out at a listen port of our own: requests would go round for ever.

@@ -2,11 +2,16 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::http1::buffer::Input;
@@ -49,9 +54,12 @@ impl Idle {
     /// nothing has happened to costs no system call.
     fn is_good(&mut self, now: Instant) -> bool {
         let Upstream { stream, input } = &mut self.upstream;
-        now.duration_since(self.since) < IDLE_AGE_MAX
-            && !self.load.gone.is_cancelled()
-            && input.poll_fill(&mut Context::from_waker(Waker::noop()), stream).is_pending()
+        // A task whose turn is over is told that nothing is there, whatever is: that does not count.
+        let mut is_silent = || {
+            let reading = pin!(unconstrained(poll_fn(|cx| input.poll_fill(cx, stream))));
+            reading.poll(&mut Context::from_waker(Waker::noop())).is_pending()
+        };
+        now.duration_since(self.since) < IDLE_AGE_MAX && takes_work(&self.load) && is_silent()
     }
 }
 
@@ -65,7 +73,7 @@ impl Upstreams {
 
     /// Keeps a connection whose response has been read to its end, and on which something moved at `since`.
     pub(super) fn keep(&self, backend: &Backend, upstream: Upstream, since: Instant) {
-        if backend.load.gone.is_cancelled() {
+        if !takes_work(&backend.load) {
             return;
         }
         let mut all = self.idle.borrow_mut();
@@ -76,7 +84,13 @@ impl Upstreams {
         idle.push(Idle { upstream, load: Arc::clone(&backend.load), since });
     }
 
-    /// Drops what is closed, old, or to a backend that is gone.
+    /// Drops all, for want of descriptors; says whether there were any.
+    pub(super) fn clear(&self) -> bool {
+        let all = std::mem::take(&mut *self.idle.borrow_mut());
+        all.values().any(|idle| !idle.is_empty())
+    }
+
+    /// Drops what is closed, old, or to a backend that is gone or takes nothing new.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         self.idle.borrow_mut().retain(|_, idle| {
@@ -84,4 +98,13 @@ impl Upstreams {
             !idle.is_empty()
         });
     }
+}
+
+fn takes_work(load: &Load) -> bool {
+    !load.gone.is_cancelled() && !load.rests()
+}
+
+/// Whether it failed since there are no descriptors left.
+pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

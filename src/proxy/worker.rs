@@ -24,7 +24,7 @@ use super::page::Page;
 use super::stream::Stream;
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
-use super::{Shared, http1, http2, splice, tcp};
+use super::{Config, Shared, http1, http2, splice, tcp};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes, TcpRoutes};
 
@@ -46,6 +46,7 @@ pub(super) struct Worker {
     pub(super) udp: Udp,
     index: usize,
     pools: RefCell<Newest>,
+    config: RefCell<Rc<Arc<Config>>>,
 }
 
 /// The newest pools, held so that looking again costs one atomic load while they stay.
@@ -102,6 +103,7 @@ async fn run(
         udp: Udp::default(),
         index,
         pools: RefCell::new(Newest { source: pools, pools: first }),
+        config: RefCell::new(Rc::new(shared.config.load_full())),
     });
     tokio::task::spawn_local(udp::sweep(Rc::clone(&worker)));
     let mut accepting = HashMap::new();
@@ -118,7 +120,10 @@ async fn run(
             () = shared.admission.crowded() => {
                 worker.idlers.tell_oldest(Instant::now());
             }
-            Ok(()) = told.changed() => worker.changes.ring(),
+            Ok(()) = told.changed() => {
+                worker.changes.ring();
+                worker.upstreams.sweep();
+            }
             Ok(()) = sockets.changed() => {}
             _ = sweep.tick() => {
                 worker.upstreams.sweep();
@@ -144,6 +149,17 @@ impl Worker {
     /// Whether nothing new is to be begun.
     pub(super) fn is_draining(&self) -> bool {
         self.is_draining.get()
+    }
+
+    /// The settings as they are now. They are shared by this worker's connections, so that none of them counts its uses
+    /// where all workers count theirs.
+    pub(super) fn config(&self) -> Rc<Arc<Config>> {
+        let newest = self.shared.config.load();
+        let mut config = self.config.borrow_mut();
+        if !Arc::ptr_eq(&config, &newest) {
+            *config = Rc::new(Arc::clone(&newest));
+        }
+        Rc::clone(&config)
     }
 
     /// Counts an answer of our own.
@@ -218,7 +234,7 @@ impl Worker {
 
     /// Whose connection it is; none: who had to say it did not, or not in time.
     async fn source(&self, port: Port, client: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
-        let config = self.shared.config.load_full();
+        let config = self.config();
         if !config.proxy_protocol.contains(&port) || !config.trusts(peer.ip()) {
             return Some(peer);
         }
