@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use scrimp::app::AppState;
 use support::front::{Client, Front};
 use support::origin::{Gate, Recorder, Seen, Step};
 use support::reader::Stop;
@@ -1053,8 +1054,8 @@ fn p_spoof_what_a_trusted_proxy_says_is_added_to() {
 fn p_nobackend_is_a_404_or_a_503_that_says_when() {
     let front = Front::new(&[nobody()]);
     let bed = &front.bed;
-    let nodes = [Node::new(1, vec![http_app("web", front.port, nobody(), &["a.example"], "/")])
-        .with_state(scrimp::app::AppState::Starting)];
+    let nodes =
+        [Node::new(1, vec![http_app("web", front.port, nobody(), &["a.example"], "/")]).with_state(AppState::Starting)];
     bed.publish(&nodes);
     until("it has gone out of rotation", || front.ask(POST).status() == 503);
     let mut client = front.client();
@@ -1093,7 +1094,7 @@ fn p_panic_unwinds_so_that_only_its_task_ends() {
 }
 
 #[test]
-fn p_idle_thousands_are_kept_and_let_go() {
+fn p_idle100k_hundreds_are_kept_and_let_go() {
     let origin = Recorder::named("ok");
     let front = Front::new(&[origin.address]);
     let mut idle: Vec<Client> = (0..200).map(|_| front.client()).collect();
@@ -1110,4 +1111,103 @@ fn p_idle_thousands_are_kept_and_let_go() {
     }
     drop(idle);
     until("all are over", || front.bed.counters.connections.get() == front.bed.counters.connections_closed.get());
+}
+
+/// Waits until the request is with the proxy, resets the client's connection, and waits until that is over.
+fn reset_frees_the_proxy_within_a_second(front: &Front, client: Client) {
+    let closed = front.bed.counters.connections_closed.get();
+    let start = Instant::now();
+    reset_both(client);
+    until("the client's connection is over", || front.bed.counters.connections_closed.get() == closed + 1);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+/// Sends until nothing more is taken.
+fn fill(client: &mut Client, bytes: &[u8]) {
+    client.stream.set_write_timeout(Some(SHORT)).unwrap();
+    while client.stream.write_all(bytes).is_ok() {}
+}
+
+#[test]
+fn p_rst_by_the_client_while_its_backend_is_connected_to_ends_that() {
+    let hole = BlackHole::new();
+    let front = Front::with(&[hole.address], |config| config.timeouts.connect = SOON * 3);
+    for begin in [GET, "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhel"] {
+        let mut client = front.client();
+        let before = front.bed.counters.requests.get();
+        client.send(begin);
+        until("it is taken", || front.bed.counters.requests.get() == before + 1);
+        reset_frees_the_proxy_within_a_second(&front, client);
+    }
+}
+
+#[test]
+fn p_rst_by_the_client_behind_more_requests_than_are_read_ahead_is_noticed() {
+    let go = Gate::new();
+    let may = go.clone();
+    let mute = Recorder::new(move |_| vec![Step::Wait(may.clone()), Step::Close]);
+    let front = Front::new(&[mute.address]);
+    let mut client = front.client();
+    client.send(GET);
+    mute.until("the request is there", |log| log.requests.len() == 1);
+    fill(&mut client, get("/next").repeat(1000).as_bytes());
+    reset_frees_the_proxy_within_a_second(&front, client);
+    go.open();
+}
+
+#[test]
+fn p_rst_by_the_client_whose_upload_its_backend_does_not_take_is_noticed() {
+    let go = Gate::new();
+    let may = go.clone();
+    let deaf = Recorder::new(move |_| vec![Step::Wait(may.clone()), Step::Close]);
+    let front = Front::new(&[deaf.address]);
+    let mut client = front.client();
+    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000000000\r\n\r\n");
+    deaf.until("the request is there", |log| log.requests.len() == 1);
+    fill(&mut client, &[b'x'; 1 << 16]);
+    reset_frees_the_proxy_within_a_second(&front, client);
+    go.open();
+}
+
+#[test]
+fn p_drain_connections_to_a_backend_that_drains_are_closed_after_their_response() {
+    let go = Gate::new();
+    let may = go.clone();
+    let origin = Recorder::new(move |seen| match seen.target() {
+        "/slow" => vec![Step::Wait(may.clone()), Step::Send(ok("slow"))],
+        target => Step::answer(ok(target)),
+    });
+    let other = Recorder::named("other");
+    let front = Front::new(&[origin.address]);
+    let mut slow = front.client();
+    slow.send(get("/slow"));
+    origin.until("one is busy", |log| log.requests.len() == 1);
+    assert_eq!(front.get("/idle").text(), "/idle");
+    assert!(origin.log().connections.iter().all(|one| one.end.is_none()));
+    let app = |at| vec![http_app("web", front.port, at, &[], "/")];
+    let draining = Node::new(1, app(origin.address)).with_state(AppState::Draining);
+    front.bed.publish(&[draining, Node::new(2, app(other.address))]);
+    origin.until("the idle one is closed", |log| log.connections[1].end.is_some());
+    assert_eq!(front.get("/").text(), "other");
+    assert!(origin.log().connections[0].end.is_none(), "the busy one stays");
+    go.open();
+    assert_eq!(slow.response("GET").text(), "slow");
+    origin.until("the busy one is closed too", |log| log.connections[0].end.is_some());
+    slow.send(GET);
+    assert_eq!(slow.response("GET").text(), "other");
+}
+
+#[test]
+fn p_expect_a_backend_that_says_nothing_is_a_504_and_no_100() {
+    let go = Gate::new();
+    let may = go.clone();
+    let mute = Recorder::new(move |_| vec![Step::Wait(may.clone()), Step::Close]);
+    let front = Front::with(&[mute.address], |config| config.timeouts.response = SHORT);
+    let mut client = front.client();
+    client.send(EXPECT);
+    let (interim, last) = client.reader.response("POST").unwrap();
+    assert_eq!((interim.len(), last.status()), (0, 504));
+    // Whether the body still comes is not known.
+    assert_eq!(client.reader.rest().0, b"");
+    go.open();
 }

@@ -196,7 +196,7 @@ fn requests_that_make_no_sense_are_refused_and_do_not_pass() {
 }
 
 #[test]
-fn a_smuggled_request_never_becomes_one() {
+fn p_smuggle_a_smuggled_request_never_becomes_one() {
     let seen = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&seen);
     let origin = Origin::http(move |_| {
@@ -323,7 +323,7 @@ fn bodies_pass_both_ways_in_chunks_and_by_length() {
 }
 
 #[test]
-fn a_lying_chunk_breaks_the_request_off() {
+fn p_smuggle_a_lying_chunk_breaks_the_request_off() {
     let (said, heard) = mpsc::channel();
     let origin = Origin::start(move |stream| {
         let mut wire = Wire::new(stream);
@@ -411,7 +411,7 @@ fn asking(first: &'static str) -> Origin {
 }
 
 #[test]
-fn a_body_is_asked_for_by_the_backend() {
+fn p_expect_a_body_is_asked_for_by_the_backend() {
     const ASK: &str = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n";
     let origin = asking("HTTP/1.1 100 Continue\r\n\r\n");
     let stage = Stage::new(&[origin.address]);
@@ -601,7 +601,7 @@ fn an_answer_of_ours_to_a_body_keeps_the_connection_only_if_the_body_is_there() 
 }
 
 #[test]
-fn large_heads_pass_and_larger_ones_do_not() {
+fn p_bighdr_large_heads_pass_and_larger_ones_do_not() {
     let origin = Origin::http(|request| {
         let got = request.field("x").map_or(0, str::len);
         let size: usize = request.line.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
@@ -752,7 +752,7 @@ fn what_a_backend_says_too_much_reaches_nobody() {
 }
 
 #[test]
-fn a_refused_connect_moves_on_whatever_the_method() {
+fn p_refused_moves_on_whatever_the_method() {
     let (a, b) = (nobody(), nobody());
     let good = Origin::mirror();
     let stage = Stage::new(&[a, b, good.address]);
@@ -765,7 +765,7 @@ fn a_refused_connect_moves_on_whatever_the_method() {
 }
 
 #[test]
-fn a_black_holed_backend_delays_no_other_request() {
+fn p_connto_a_black_holed_backend_delays_no_other_request() {
     let hole = BlackHole::new();
     let good = Origin::named("g");
     let bed = Bed::with(|config| {
@@ -851,7 +851,7 @@ fn a_kept_connection_that_was_closed_in_the_meantime_costs_no_request() {
 }
 
 #[test]
-fn websockets_pass_byte_for_byte() {
+fn p_ws_passes_byte_for_byte() {
     let origin = Origin::start(|stream| {
         let mut wire = Wire::new(stream);
         let request = wire.request().unwrap();
@@ -1264,7 +1264,7 @@ fn a_response_holds_a_suspicion_off_for_a_second() {
 }
 
 #[test]
-fn clients_that_say_nothing_or_too_little_are_closed() {
+fn p_slowloris_clients_that_say_nothing_or_too_little_are_closed() {
     let origin = Origin::named("a");
     let bed = Bed::with(|config| {
         config.timeouts.first_byte = Duration::from_millis(250);
@@ -1298,7 +1298,7 @@ fn clients_that_say_nothing_or_too_little_are_closed() {
 }
 
 #[test]
-fn a_body_that_stops_is_broken_off() {
+fn p_slowbody_one_that_stops_is_broken_off() {
     let (said, heard) = mpsc::channel();
     let origin = Origin::start(move |stream| {
         let mut wire = Wire::new(stream);
@@ -1358,7 +1358,7 @@ fn a_client_that_goes_takes_its_response_along() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_reset() {
+fn p_slowread_a_client_that_takes_nothing_is_reset() {
     let (said, heard) = mpsc::channel();
     let origin = Origin::start(move |stream| {
         let mut wire = Wire::new(stream);

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -46,13 +47,24 @@ pub(super) struct Worker {
     pub(super) udp: Udp,
     index: usize,
     pools: RefCell<Newest>,
-    config: RefCell<Rc<Arc<Config>>>,
+    config: RefCell<Rc<Settings>>,
 }
 
 /// The newest pools, held so that looking again costs one atomic load while they stay.
 struct Newest {
     source: watch::Receiver<Arc<Pools>>,
     pools: Arc<Pools>,
+}
+
+/// The settings as the connections of one worker share them: no use of them is counted where all workers count theirs.
+pub(super) struct Settings(Arc<Config>);
+
+impl Deref for Settings {
+    type Target = Config;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 /// Starts worker `index`. It ends when everything is to stop.
@@ -103,7 +115,7 @@ async fn run(
         udp: Udp::default(),
         index,
         pools: RefCell::new(Newest { source: pools, pools: first }),
-        config: RefCell::new(Rc::new(shared.config.load_full())),
+        config: RefCell::new(Rc::new(Settings(shared.config.load_full()))),
     });
     tokio::task::spawn_local(udp::sweep(Rc::clone(&worker)));
     let mut accepting = HashMap::new();
@@ -151,13 +163,12 @@ impl Worker {
         self.is_draining.get()
     }
 
-    /// The settings as they are now. They are shared by this worker's connections, so that none of them counts its uses
-    /// where all workers count theirs.
-    pub(super) fn config(&self) -> Rc<Arc<Config>> {
+    /// The settings as they are now.
+    pub(super) fn config(&self) -> Rc<Settings> {
         let newest = self.shared.config.load();
         let mut config = self.config.borrow_mut();
-        if !Arc::ptr_eq(&config, &newest) {
-            *config = Rc::new(Arc::clone(&newest));
+        if !Arc::ptr_eq(&config.0, &newest) {
+            *config = Rc::new(Settings(Arc::clone(&newest)));
         }
         Rc::clone(&config)
     }

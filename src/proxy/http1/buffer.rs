@@ -210,6 +210,7 @@ impl Drop for Scratch {
 pub(in crate::proxy) struct Queue {
     bytes: Option<Scratch>,
     written: usize,
+    has_moved: bool,
 }
 
 impl Queue {
@@ -223,6 +224,11 @@ impl Queue {
         self.bytes.as_ref().map_or(0, |bytes| bytes.len() - self.written)
     }
 
+    /// Whether something was written since this was asked last.
+    pub(in crate::proxy) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
+    }
+
     /// Writes all of it; ready when the connection has taken it.
     pub(in crate::proxy) fn poll_write(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {
         while let Some(waiting) = self.bytes.as_deref().and_then(|bytes| bytes.get(self.written..)) {
@@ -233,7 +239,10 @@ impl Queue {
             }
             match ready!(Pin::new(&mut *stream).poll_write(cx, waiting))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.written += count,
+                count => {
+                    self.written += count;
+                    self.has_moved = true;
+                }
             }
         }
         Poll::Ready(Ok(()))

@@ -7,11 +7,11 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
@@ -20,8 +20,9 @@ use super::body::Body;
 use super::buffer::{BUFFER_BYTES, Input, Queue};
 use super::chunked::{Output, put_chunk};
 use super::fields::{After, HSTS, Via, put_decimal, put_field, write_response};
-use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, check_beginning, parse_request};
+use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, parse_request};
 use crate::name::Port;
+use crate::proxy::dial;
 use crate::proxy::forward::{self, End, Front, Miss, Request};
 use crate::proxy::http2::{self, PREFACE};
 use crate::proxy::idle::Idler;
@@ -29,13 +30,14 @@ use crate::proxy::page::Page;
 use crate::proxy::stream::Stream;
 use crate::proxy::tls;
 use crate::proxy::tunnel::Tunnel;
-use crate::proxy::worker::Worker;
-use crate::proxy::{Config, dial};
+use crate::proxy::worker::{Settings, Worker};
 
 /// Empty lines before a request that are passed over (RFC 9112, 2.2).
 const EMPTY_LINES_MAX: u8 = 4;
 /// After an answer to a client that is still sending: how long, and how much of it, is read before the close.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
+/// Where nothing can be read from a client, it is looked so often whether its connection is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Serves one client connection to its end; what it begins with has been waited for since `since`.
 pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port, since: Instant) {
@@ -87,7 +89,7 @@ enum Fate {
 
 struct Client {
     worker: Rc<Worker>,
-    config: Arc<Config>,
+    config: Rc<Settings>,
     stream: Stream,
     peer: SocketAddr,
     port: Port,
@@ -116,6 +118,8 @@ struct Client {
     wants_close: bool,
     /// Whether another request may follow.
     keeps_alive: bool,
+    /// When it is next looked whether the connection has broken, as long as nothing is read from it.
+    look: Option<Instant>,
     /// What waits to be written.
     output: Queue,
     framing: Framing,
@@ -134,7 +138,7 @@ enum Framing {
 
 impl Client {
     fn new(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port, since: Instant) -> Self {
-        let config = worker.shared.config.load_full();
+        let config = worker.config();
         let address = peer.ip().to_canonical();
         Self {
             forwarded_for: address.to_string().into_boxed_str(),
@@ -153,6 +157,7 @@ impl Client {
             is_http11: true,
             wants_close: false,
             keeps_alive: true,
+            look: None,
             output: Queue::default(),
             framing: Framing::AsItIs,
             worker,
@@ -248,8 +253,7 @@ impl Client {
             return Ok(None);
         }
         let limits = HeadLimits::from(&self.config.limits);
-        let Some(end) = self.scan.find(bytes).map_err(Page::BadRequest)? else {
-            check_beginning(bytes, self.scan.whole_lines(), &limits)?;
+        let Some(end) = self.scan.find_request(bytes, &limits)? else {
             if self.input.is_full() {
                 self.input.grow(limits.header_bytes.saturating_add(BUFFER_BYTES));
             }
@@ -291,7 +295,7 @@ impl Client {
 
     /// Has a request answered, by a backend or with a page.
     async fn respond(&mut self, request: Request) -> Fate {
-        let (worker, config) = (Rc::clone(&self.worker), Arc::clone(&self.config));
+        let (worker, config) = (Rc::clone(&self.worker), Rc::clone(&self.config));
         let way = self.way.clone();
         let client = forward::Client { worker: &worker, config: &config, peer: self.peer, port: self.port, way };
         match forward::answer(&client, self, &request).await {
@@ -413,6 +417,12 @@ fn has_unread(stream: &Stream) -> bool {
     SockRef::from(stream.tcp()).peek(&mut [MaybeUninit::uninit()]).is_ok()
 }
 
+/// Whether the connection has come to an end that nothing follows: a reset, most of all.
+fn is_broken(stream: &Stream) -> bool {
+    let mut asked = [PollFd::new(stream.tcp(), PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|found| found > 0)
+}
+
 impl Front for Client {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<&[u8], Miss>> {
         let ready = loop {
@@ -448,7 +458,18 @@ impl Front for Client {
                 return Poll::Ready(());
             }
         }
-        Poll::Pending
+        self.poll_broken(cx)
+    }
+
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let look = *self.look.get_or_insert_with(|| Instant::now() + LOOK_AGAIN);
+            ready!(self.poll_timer(cx, look));
+            self.look = None;
+            if is_broken(&self.stream) {
+                return Poll::Ready(());
+            }
+        }
     }
 
     fn interim(&mut self, head: &ResponseHead<'_, '_>) {
@@ -509,6 +530,10 @@ impl Front for Client {
         self.output.bytes().extend_from_slice(&bytes[..count]);
         let _ = self.poll_flush(cx)?;
         Poll::Ready(Ok(count))
+    }
+
+    fn has_written(&mut self) -> bool {
+        self.output.has_moved()
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

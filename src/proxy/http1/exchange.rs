@@ -38,6 +38,8 @@ pub(in crate::proxy) struct Exchange<'x, 'a, F> {
     /// When the turn changed, and after that: when something moved last.
     since: Instant,
     has_moved: bool,
+    /// The backend takes no more of the request for now.
+    is_blocked: bool,
 }
 
 /// The request's way.
@@ -83,6 +85,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             is_clients_turn: false,
             since: now,
             has_moved: false,
+            is_blocked: false,
         }
     }
 
@@ -111,8 +114,14 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             return Poll::Ready(Err(Miss::Lost));
         };
         let mut polled = self.poll_in_turns(cx, &mut upstream);
-        if polled.is_pending() && self.up == Up::Done {
-            polled = self.front.poll_gone(cx).map(|()| Err(Miss::ClientGone));
+        if polled.is_pending() {
+            let gone = match self.up {
+                Up::Done => self.front.poll_gone(cx),
+                // It is read from.
+                Up::Sending if !self.is_blocked => Poll::Pending,
+                Up::Sending | Up::Broken => self.front.poll_broken(cx),
+            };
+            polled = gone.map(|()| Err(Miss::ClientGone));
         }
         match polled {
             Poll::Pending => {
@@ -150,7 +159,9 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
     /// Whose turn it is may take so long, and not longer.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Miss> {
         let timeouts = &self.attempt.client.config.timeouts;
-        if std::mem::take(&mut self.has_moved) {
+        // A response's last bytes may take a while to leave; what was said before it is no progress.
+        let has_written = self.front.has_written() && !matches!(self.down, Down::Head);
+        if std::mem::take(&mut self.has_moved) || has_written {
             self.since = Instant::now();
         }
         let (wait, miss) = match self.down {
@@ -164,6 +175,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
     /// Ready when there is nothing more to send, or a good deal has been sent.
     fn poll_up(&mut self, cx: &mut Context<'_>, upstream: &mut Upstream) -> Poll<Result<Sent, Miss>> {
         let mut pieces = 0;
+        self.is_blocked = false;
         while self.up == Up::Sending {
             if pieces == PIECES_MAX {
                 return Poll::Ready(Ok(Sent::Pieces));
@@ -193,7 +205,11 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 break;
             }
             self.has_moved |= std::mem::take(&mut self.is_clients_turn);
-            match ready!(Pin::new(&mut upstream.stream).poll_write(cx, bytes)) {
+            let Poll::Ready(written) = Pin::new(&mut upstream.stream).poll_write(cx, bytes) else {
+                self.is_blocked = true;
+                return Poll::Pending;
+            };
+            match written {
                 Ok(count @ 1..) if is_head => self.sent += count,
                 Ok(count @ 1..) => {
                     self.front.take_body(count);
@@ -248,6 +264,10 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
     /// Ready when a head has been dealt with, whichever.
     fn poll_head(&mut self, cx: &mut Context<'_>, upstream: &mut Upstream) -> Poll<Result<(), Miss>> {
         loop {
+            if self.interims > 0 {
+                // One after another, so that they do not pile up for who does not read them.
+                ready!(self.front.poll_flush(cx)).map_err(|_| Miss::ClientGone)?;
+            }
             if let Some(end) = self.scan.find(upstream.input.filled()).map_err(|_| Miss::Nonsense)? {
                 self.scan = Scan::default();
                 let mut room = [const { MaybeUninit::uninit() }; FIELDS_INLINE];
@@ -271,13 +291,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 upstream.input.grow(HEAD_BYTES_MAX);
             }
             match upstream.input.poll_fill(cx, &mut upstream.stream) {
-                Poll::Pending => {
-                    // What interim responses there are goes out.
-                    if let Poll::Ready(Err(_)) = self.front.poll_flush(cx) {
-                        return Poll::Ready(Err(Miss::ClientGone));
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Miss::Lost)),
             }

@@ -131,6 +131,19 @@ impl Scan {
         Ok(None)
     }
 
+    /// The same for a request, which is refused for what is there as soon as that is wrong. Lines are looked at when they
+    /// are whole, and not again with each byte that follows.
+    pub(super) fn find_request(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<usize>, Page> {
+        let before = self.line;
+        let end = self.find(bytes).map_err(Page::BadRequest)?;
+        if end.is_none() && (self.line > before || before == 0) {
+            check_beginning(bytes, self.line, limits)?;
+        } else if end.is_none() && bytes.len() >= limits.header_bytes {
+            return Err(Page::HeaderTooLarge);
+        }
+        Ok(end)
+    }
+
     /// How many bytes of whole lines have been seen.
     pub(in crate::proxy) fn whole_lines(&self) -> usize {
         self.line
@@ -138,7 +151,7 @@ impl Scan {
 }
 
 /// Whether the beginning of a request, whose head is not there yet, is refused for what is there.
-pub(super) fn check_beginning(bytes: &[u8], whole_lines: usize, limits: &HeadLimits) -> Result<(), Page> {
+fn check_beginning(bytes: &[u8], whole_lines: usize, limits: &HeadLimits) -> Result<(), Page> {
     let method = &bytes[..memchr(b' ', bytes).unwrap_or(bytes.len())];
     if !method.iter().copied().all(fields::is_token_byte) && !method.starts_with(b"\r") {
         return Err(Page::BadRequest("the method is not a word"));
@@ -467,10 +480,10 @@ mod tests {
         };
         let whole = read(bytes).map_or_else(Page::status, |()| 200);
         let mut scan = Scan::default();
-        let bit_by_bit = (1..=bytes.len()).find_map(|end| match scan.find(&bytes[..end]) {
-            Err(_) => Some(400),
+        let bit_by_bit = (1..=bytes.len()).find_map(|end| match scan.find_request(&bytes[..end], &LIMITS) {
+            Err(page) => Some(page.status()),
             Ok(Some(end)) => Some(read(&bytes[..end]).map_or_else(Page::status, |()| 200)),
-            Ok(None) => check_beginning(&bytes[..end], scan.whole_lines(), &LIMITS).err().map(Page::status),
+            Ok(None) => None,
         });
         assert_eq!(bit_by_bit.unwrap_or(400), whole, "{:?}", String::from_utf8_lossy(bytes));
         whole

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::chunked::{Decoder, Output};
 use super::fields::{Via, write_request};
-use super::head::{FIELDS_INLINE, HeadLimits, Length, Scan, check_beginning, parse_request, parse_response};
+use super::head::{FIELDS_INLINE, HeadLimits, Length, Scan, parse_request, parse_response};
 use crate::proxy::Limits;
 use crate::proxy::page::Page;
 
@@ -66,8 +66,7 @@ pub fn judge_request(bytes: &[u8], limits: &Limits) -> Result<Option<Request>, u
     let limits = HeadLimits::from(limits);
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let mut scan = Scan::default();
-    let Some(end) = scan.find(bytes).map_err(|_| 400_u16)? else {
-        check_beginning(bytes, scan.whole_lines(), &limits).map_err(Page::status)?;
+    let Some(end) = scan.find_request(bytes, &limits).map_err(Page::status)? else {
         return Ok(None);
     };
     let mut room = vec![MaybeUninit::uninit(); limits.header_fields.max(FIELDS_INLINE)];
