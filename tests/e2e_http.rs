@@ -10,6 +10,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use node::{Cluster, Origin, PATIENCE, eventually, eventually_within, http_get};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Promised: a backend with 200 applications and 900 domains is routed completely within this of joining.
 const COMPLETE_MAX: Duration = Duration::from_secs(2);
@@ -144,4 +145,52 @@ fn a_backend_that_leaves_takes_no_request_with_it() {
         assert!(began.elapsed() < PATIENCE, "it is asked long after it left");
     }
     assert!(first.wait_end().success());
+}
+
+/// Promised: an idle client takes no more memory than this.
+const IDLE_BYTES_MAX: u64 = 10 * 1024;
+
+/// The release build's, with `SCRIMP_TEST_RELEASE` (tests/run sets it).
+#[test]
+fn p_idle100k_idle_clients_take_little_memory_and_the_next_ones_use_it_again() {
+    const COUNT: u64 = 9000;
+    let Some(release) = std::env::var_os("SCRIMP_TEST_RELEASE") else {
+        return eprintln!("skipped: what memory a debug build takes says nothing");
+    };
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
+    if hard.is_some_and(|hard| hard < 2 * COUNT + 1000) {
+        return eprintln!("skipped: too few descriptors for {COUNT} clients: {hard:?}");
+    }
+    let mut cluster = Cluster::new();
+    cluster.program = release.into();
+    let (listen, origin) = (cluster.listen(), Origin::http("origin"));
+    let lb = cluster.balancer("lb", "[lb.timeouts]\nidle = \"10m\"\n");
+    let _backend = cluster.backend("one", &[&format!("web:{},listen={}", origin.port(), listen.port())]);
+    lb.wait_ready_backends("web", 1);
+    let open = || {
+        let stream = TcpStream::connect(listen).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(ask(&stream, &mut BufReader::new(&stream), "x", "/").unwrap().0, 200);
+        stream
+    };
+    let is_open = |count: u64| lb.metric("scrimp_connections_open") == Some(count as f64);
+    // What is taken once is not counted.
+    drop((0..100).map(|_| open()).collect::<Vec<_>>());
+    eventually("they are gone", || is_open(0));
+    let before = lb.resident_kib();
+    let wave = || {
+        let all: Vec<TcpStream> = (0..COUNT).map(|_| open()).collect();
+        assert!(is_open(COUNT), "nobody was let go");
+        let full = lb.resident_kib();
+        drop(all);
+        eventually("all are gone", || is_open(0));
+        full
+    };
+    let (first, second) = (wave(), wave());
+    let each = first.saturating_sub(before) * 1024 / COUNT;
+    println!("an idle client takes {each} bytes: {before} KiB without, {first} with {COUNT}, {second} the next time");
+    assert!(each <= IDLE_BYTES_MAX, "{each} bytes");
+    // The allocator keeps what it had; that it has it back is seen when as many come again.
+    assert!((second - before) * 10 <= (first - before) * 11, "the memory is not used again");
 }
