@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -718,4 +718,110 @@ fn draining_cuts_what_is_still_open_at_the_deadline() {
     let drained = bed.drain(Duration::from_millis(300));
     assert_eq!(drained.recv_timeout(Duration::from_secs(3)).unwrap(), 2);
     assert!(clients.iter().all(is_ended));
+}
+
+#[test]
+fn p_connto_only_so_many_backends_are_tried() {
+    let bed = Bed::with(|config| config.timeouts.connect = Duration::from_millis(100));
+    let port = bed.port();
+    let holes = [(); 6].map(|()| BlackHole::new());
+    let nodes: Vec<Node> =
+        (1..).zip(&holes).map(|(id, hole)| Node::new(id, vec![tcp_app(port, hole.address)])).collect();
+    bed.publish(&nodes);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    assert!(read_all(&bed.connect(port)).unwrap_or_default().is_empty());
+    until("it is over", || bed.counters.connections_closed.get() == 1);
+    assert_eq!((bed.counters.connect_failures.get(), bed.counters.retries.get()), (3, 2));
+}
+
+#[test]
+fn p_rst_a_client_that_is_gone_is_connected_to_nobody() {
+    let bed = Bed::with(|config| config.timeouts.connect = Duration::from_secs(60));
+    let (port, hole) = (bed.port(), BlackHole::new());
+    let pools = bed.publish(&[Node::new(1, vec![tcp_app(port, hole.address)])]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let load = pools.loads.values().next().unwrap();
+    let client = bed.connect(port);
+    until("it is on its way into the hole", || load.active.load(std::sync::atomic::Ordering::SeqCst) == 1);
+    reset(client);
+    until("it is over", || bed.counters.connections_closed.get() == 1);
+    until("nobody is connected to", || load.active.load(std::sync::atomic::Ordering::SeqCst) == 0);
+    assert_eq!(bed.counters.connect_failures.get(), 0);
+}
+
+#[test]
+fn p_loop_a_backend_that_is_a_listen_port_of_ours_is_not_connected_to() {
+    for bind in [None, Some(IpAddr::from([0, 0, 0, 0]))] {
+        let bed = Bed::with(|config| {
+            config.bind = bind.map_or_else(|| config.bind.clone(), |ip| vec![ip]);
+            // Whatever becomes of it, the other tests have descriptors left.
+            config.limits.connections = Some(50);
+        });
+        let (port, good) = (bed.port(), Origin::greeting("g"));
+        let mut node = Node::new(1, vec![tcp_app(port, bed.address(port))]);
+        node.ip = bed.ip;
+        bed.publish(std::slice::from_ref(&node));
+        until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+        assert!(read_all(&bed.connect(port)).unwrap_or_default().is_empty());
+        until("it is over", || bed.counters.connections_closed.get() == bed.counters.connections.get());
+        assert_eq!(bed.counters.connections.get(), 1, "it does not go round");
+        bed.publish(&[node, Node::new(2, vec![tcp_app(port, good.address)])]);
+        until("the good one is there", || bed.connect(port).read(&mut [0]).is_ok_and(|count| count == 1));
+        assert!((0..4).all(|_| greeted_by(&bed, port) == 'g'));
+    }
+}
+
+#[test]
+fn p_drain_who_is_slow_to_say_its_name_goes_to_who_is_there_then() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (a, b) = (Origin::greeting("a"), Origin::greeting("b"));
+    let mut named = tcp_app(port, nobody());
+    (named.name, named.domains) = ("named".parse().unwrap(), vec!["a.example".parse().unwrap()]);
+    let nodes = |app_at| [Node::new(1, vec![named.clone()]), Node::new(2, vec![tcp_app(port, app_at)])];
+    bed.publish(&nodes(a.address));
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let mut slow = bed.connect(port);
+    until("it is let in", || bed.counters.connections.get() == 1);
+    bed.publish(&nodes(b.address));
+    let by_other = || {
+        let mut other = bed.connect(port);
+        other.write_all(b"no hello").unwrap();
+        read_exactly(&other, 1)
+    };
+    until("others go to b", || by_other() == b"b");
+    slow.write_all(b"no hello").unwrap();
+    assert_eq!(read_exactly(&slow, 1), b"b");
+}
+
+#[test]
+fn p_drain_the_next_try_goes_to_who_is_there_then() {
+    let bed = Bed::with(|config| {
+        config.workers = 1;
+        config.timeouts.connect = Duration::from_secs(1);
+    });
+    let port = bed.port();
+    let (a, b, hole) = (Origin::greeting("a"), Origin::greeting("b"), BlackHole::new());
+    let at = |id, address| Node::new(id, vec![tcp_app(port, address)]);
+    let pools = bed.publish(&[at(1, a.address), at(2, hole.address)]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let into_hole = pools.loads.iter().find(|((_, address), _)| *address == hole.address).unwrap().1;
+    let mut client = bed.connect(port);
+    until("a client is on its way into the hole", || {
+        let is_stuck = into_hole.active.load(std::sync::atomic::Ordering::SeqCst) > 0;
+        if !is_stuck && is_greeted(&client) {
+            client = bed.connect(port);
+        }
+        is_stuck
+    });
+    bed.publish(&[at(1, a.address).with_state(AppState::Draining), at(2, hole.address), at(3, b.address)]);
+    assert_eq!(read_exactly(&client, 1), b"b");
+}
+
+/// Whether something has come.
+fn is_greeted(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let is_greeted = stream.peek(&mut [0]).is_ok_and(|count| count > 0);
+    stream.set_nonblocking(false).unwrap();
+    is_greeted
 }

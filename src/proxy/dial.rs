@@ -1,10 +1,10 @@
 //! Connecting to a backend.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
 use super::Shared;
@@ -28,6 +28,9 @@ pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) 
 }
 
 async fn open(shared: &Shared, backend: &Backend) -> io::Result<Stream> {
+    if leads_back(&shared.listening.load(), backend.address) {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     let stream = connect(backend.address).await?;
     if backend.protocol.is_tls() {
         // Boxed, so that a connection without it does not carry room for it.
@@ -44,6 +47,28 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }
     tune(&stream);
     Ok(stream)
+}
+
+/// Whether what is sent to `address` comes in at one of the places where we listen: it would go round for ever. It is
+/// asked before anything is sent, since a connection that is accepted begins the next round.
+pub(super) fn leads_back(listening: &[SocketAddr], address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    listening.iter().any(|place| {
+        let is_any = || place.ip().is_unspecified() && place.is_ipv4() == ip.is_ipv4() && is_here(ip);
+        place.port() == address.port() && (place.ip() == ip || is_any())
+    })
+}
+
+/// Whether an address is this machine's own: who speaks to it does so from the address itself. Nothing is sent.
+fn is_here(ip: IpAddr) -> bool {
+    let from = || {
+        let socket = Socket::new(Domain::for_address((ip, 0).into()), Type::DGRAM, None)?;
+        // Any port: none is spoken to.
+        socket.connect(&SocketAddr::from((ip, 9)).into())?;
+        socket.local_addr()
+    };
+    // 127.0.0.2 and its kin are spoken to from 127.0.0.1.
+    ip.is_loopback() || from().is_ok_and(|from| from.as_socket().is_some_and(|from| from.ip() == ip))
 }
 
 /// Small pieces go out at once, and a peer that vanished without a word is found out in the end. What is accepted has
@@ -65,4 +90,33 @@ pub(super) fn is_ours(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const OURS: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| OURS.iter().any(|ours| ours.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_places_are_known() {
+        let places = ["0.0.0.0:80", "192.0.2.1:81", "127.0.0.1:82", "[::]:83"].map(|place| place.parse().unwrap());
+        for (address, expected) in [
+            ("127.0.0.1:80", true),
+            ("127.0.0.2:80", true),
+            ("[::ffff:127.0.0.1]:80", true),
+            ("127.0.0.1:79", false),
+            ("[::1]:80", false),
+            ("203.0.113.1:80", false),
+            ("192.0.2.1:81", true),
+            ("192.0.2.2:81", false),
+            ("127.0.0.2:82", false),
+            ("[::1]:83", true),
+            ("127.0.0.1:83", false),
+        ] {
+            assert_eq!(leads_back(&places, address.parse().unwrap()), expected, "{address}");
+        }
+        // Whatever this machine's addresses are.
+        for own in if_addrs::get_if_addrs().unwrap().iter().filter(|own| !own.is_link_local()) {
+            assert!(is_here(own.ip()), "{own:?}");
+        }
+    }
 }

@@ -38,8 +38,8 @@ use crate::backend::{Lease, Standing};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes};
 
-/// Backends that one request is tried on.
-const BACKENDS_MAX: usize = 3;
+/// Backends that one request or connection is tried on.
+pub(super) const BACKENDS_MAX: usize = 3;
 
 /// A request as every backend gets it.
 pub(super) struct Request {
@@ -388,7 +388,7 @@ impl Attempt<'_> {
         if connected.as_ref().is_err_and(is_out_of_descriptors) && self.client.worker.upstreams.clear() {
             connected = self.dial().await?;
         }
-        connected.ok().filter(|stream| !self.leads_back(stream))
+        connected.ok()
     }
 
     /// None if it was given up.
@@ -400,20 +400,6 @@ impl Attempt<'_> {
             None => connecting.as_mut().poll(cx).map(Some),
         })
         .await
-    }
-
-    /// Whether a connection has come out at a listen port of our own: requests would go round for ever.
-    fn leads_back(&self, stream: &Stream) -> bool {
-        let address = self.lease.backend().address;
-        // Who speaks to its own machine does so from the address that it speaks to, but for 127.0.0.2 and its kin.
-        let is_here = || {
-            let is_from_there = |local: SocketAddr| local.ip() == address.ip();
-            address.ip().is_loopback() || stream.tcp().local_addr().is_ok_and(is_from_there)
-        };
-        let is_listened_at = |listening: &SocketAddr| {
-            listening.port() == address.port() && (listening.ip() == address.ip() || listening.ip().is_unspecified())
-        };
-        self.client.worker.shared.listening.load().iter().any(is_listened_at) && is_here()
     }
 
     async fn send<F: Front>(&mut self, upstream: Upstream, front: &mut F, now: Instant) -> Result<Answered, Miss> {

@@ -5,61 +5,86 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::dial::{self, reset_on_close};
+use super::dial::{self, is_ours, reset_on_close};
+use super::forward::BACKENDS_MAX;
 use super::proxy_protocol;
 use super::relay::{self, End, Outcome};
 use super::stream::Stream;
 use super::tls;
+use super::worker::Worker;
 use super::{OnRemoval, Shared};
 use crate::backend::Lease;
-use crate::name::Hostname;
-use crate::pool::{Pool, TcpRoutes};
+use crate::name::{Hostname, Port};
+use crate::pool::{Pool, PortRoutes, TcpRoutes};
 
 /// Serves one client to its end.
 pub(super) async fn serve(
-    shared: &Shared,
+    worker: &Worker,
     client: TcpStream,
     peer: SocketAddr,
+    port: Port,
     routes: Arc<TcpRoutes>,
     since: Instant,
 ) {
+    let shared = &worker.shared;
     let config = shared.config.load_full();
     let mut ahead = Bytes::new();
     let mut name = None;
-    if routes.is_by_name() {
+    let is_by_name = routes.is_by_name();
+    drop(routes);
+    if is_by_name {
         match Box::pin(tls::read_name(&client, since, &config.timeouts)).await {
             Some(found) => (ahead, name) = found,
             None => return reset_on_close(&client),
         }
     }
-    let Some(pool) = routes.find(name.as_ref().map(Hostname::as_str)).cloned() else {
+    // Time has passed: who was there may be gone.
+    let Some(mut pool) = newest(worker, port, name.as_ref()) else {
         shared.counters.empty_pool.inc();
         return reset_on_close(&client);
     };
-    drop(routes);
     if is_full(&pool, config.limits.app_connections) {
         reset_on_close(&client);
         return;
     }
     let mut tried = Vec::new();
-    while let Some(lease) = pool.pick(peer, &tried) {
+    while tried.len() < BACKENDS_MAX
+        && let Some(lease) = pool.pick(peer, &tried)
+    {
         if !tried.is_empty() {
             shared.counters.retries.inc();
         }
-        let connected = until_gone(shared, &lease, dial::backend(shared, &lease, config.timeouts.connect)).await;
+        let connected = tokio::select! {
+            biased;
+            connected = until_gone(shared, &lease, dial::backend(shared, &lease, config.timeouts.connect)) => connected,
+            // A reset: nobody is there any more to be connected with anybody.
+            _ = client.ready(Interest::ERROR) => return,
+        };
         match connected {
             Some(Ok(backend)) => {
                 drop(pool);
                 return pass(shared, client.into(), peer, ahead, backend, &lease).await;
             }
+            // Others would find no descriptor either.
+            Some(Err(error)) if is_ours(&error) => break,
             // It failed, or is gone: there may be others, and nothing was sent.
             Some(Err(_)) | None => tried.push(lease.backend().address),
         }
+        pool = newest(worker, port, name.as_ref()).unwrap_or(pool);
     }
     shared.counters.empty_pool.inc();
+}
+
+/// The pool that a client with this name would go to now.
+fn newest(worker: &Worker, port: Port, name: Option<&Hostname>) -> Option<Arc<Pool>> {
+    worker.with_pools(|pools| match pools.stream(port) {
+        Some(PortRoutes::Tcp(routes)) => routes.find(name.map(Hostname::as_str)).cloned(),
+        _ => None,
+    })
 }
 
 /// Whether an application has as many uses as it may have. Workers look without a lock, so that at the limit a few
@@ -72,9 +97,10 @@ pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
 async fn pass(shared: &Shared, mut client: Stream, peer: SocketAddr, ahead: Bytes, mut backend: Stream, lease: &Lease) {
     let counters = &shared.counters;
     // What the backend is told goes ahead of what the client says.
-    let ahead = match (lease.backend().proxy_protocol, client.tcp().local_addr()) {
-        (Some(version), Ok(local)) => [proxy_protocol::header(version, peer, local), ahead.into()].concat().into(),
-        _ => ahead,
+    let told = lease.backend().proxy_protocol.and_then(|version| Some((version, client.tcp().local_addr().ok()?)));
+    let ahead = match told {
+        Some((version, local)) => [proxy_protocol::header(version, peer, local), ahead.into()].concat().into(),
+        None => ahead,
     };
     let idle = shared.config.load().timeouts.tcp_idle;
     let client_end = End { stream: &mut client, ahead, sent: Some(&counters.bytes_in), load: None };
