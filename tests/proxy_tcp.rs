@@ -720,6 +720,76 @@ fn draining_cuts_what_is_still_open_at_the_deadline() {
     assert!(clients.iter().all(is_ended));
 }
 
+/// The states (as the kernel numbers them) of this machine's sockets that are connected to `remote`.
+fn states_towards(remote: SocketAddr) -> Vec<u8> {
+    let SocketAddr::V4(remote) = remote else { panic!("{remote}") };
+    let wanted = format!("{:08X}:{:04X}", u32::from_le_bytes(remote.ip().octets()), remote.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.filter(|words| words[2] == wanted).map(|words| u8::from_str_radix(words[3], 16).unwrap()).collect()
+}
+
+/// Its end has been sent behind what still waits.
+const FIN_WAIT: [u8; 1] = [4];
+/// More than a receiver with small buffers takes, less than a sender's buffer holds.
+const WAITING_BYTES: usize = 1_000_000;
+
+/// A connection that takes little before it is read from.
+fn narrow(address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+#[test]
+fn p_half_what_a_backend_said_to_its_end_arrives_though_the_client_speaks_on() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let origin = Origin::start(|mut stream| drop(stream.write_all(&[7; WAITING_BYTES])));
+    let pools = bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let mut client = narrow(bed.address(port));
+    until("the end is passed on", || states_towards(client.local_addr().unwrap()) == FIN_WAIT);
+    // The backend has closed: it answers with a reset.
+    client.write_all(b"x").unwrap();
+    until("the reset has come", || bed.counters.bytes_in.get() == 1 && states_towards(origin.address).is_empty());
+    assert_eq!(read_all(&client).map(|bytes| bytes.len()).unwrap(), WAITING_BYTES);
+    drop(client);
+    until("it is over", || bed.counters.connections_closed.get() == bed.counters.connections.get());
+    assert_eq!(bed.counters.broken.get(), 0);
+    let load = pools.loads.values().next().unwrap();
+    assert_eq!(load.failures.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[test]
+fn p_half_what_a_client_said_to_its_end_arrives_though_the_backend_speaks_on() {
+    let bed = Bed::new();
+    let port = bed.port();
+    let (go_on, gone_on) = std::sync::mpsc::channel::<()>();
+    let (said, heard) = std::sync::mpsc::channel();
+    let gone_on = std::sync::Mutex::new(gone_on);
+    let origin = Origin::start(move |mut stream| {
+        let wait = || gone_on.lock().unwrap().recv();
+        let _ = wait().map(|()| stream.write_all(b"banner"));
+        let _ = wait().map(|()| said.send(read_all(&stream).map(|bytes| bytes.len())));
+    });
+    bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
+    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    let mut client = bed.connect(port);
+    let address = client.local_addr().unwrap();
+    client.write_all(&[7; WAITING_BYTES]).unwrap();
+    drop(client);
+    until("the end is passed on", || states_towards(origin.address) == FIN_WAIT);
+    go_on.send(()).unwrap();
+    until("the reset has come", || bed.counters.bytes_out.get() == 6 && states_towards(address).is_empty());
+    go_on.send(()).unwrap();
+    assert_eq!(heard.recv_timeout(SOON).unwrap().unwrap(), WAITING_BYTES);
+    until("it is over", || bed.counters.connections_closed.get() == bed.counters.connections.get());
+}
+
 #[test]
 fn p_connto_only_so_many_backends_are_tried() {
     let bed = Bed::with(|config| config.timeouts.connect = Duration::from_millis(100));

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsStream;
@@ -28,6 +28,9 @@ use crate::report::Counter;
 const BUFFER_BYTES: usize = 16 * 1024;
 /// Buffers that a worker keeps for the next who needs one.
 const BUFFERS_KEPT: usize = 64;
+/// How long a side that was told everything is listened to, that it may read it. What it has not read by then is the
+/// kernel's to deliver.
+const LINGER_MAX: Duration = Duration::from_secs(30);
 /// What a direction moves in one turn, before others have theirs.
 const TURN_BYTES: usize = 1024 * 1024;
 
@@ -59,7 +62,8 @@ pub(super) enum Outcome {
 }
 
 /// Passes bytes on until both directions have ended, one connection breaks, or nothing moves for `idle`.
-/// A connection that broke is passed on as one: the other side is reset when it is closed.
+/// A connection that broke is passed on as one: the other side is reset when it is closed. One that broke after it had
+/// said everything has finished.
 pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Outcome {
     let (client_stream, backend_stream, backend_load) = (client.stream, backend.stream, backend.load);
     let mut up = Flow::new(client.ahead, client.sent);
@@ -101,11 +105,29 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
             () = breaks(backend_plain) => Outcome::BackendBroke,
         }
     };
-    if outcome != Outcome::Finished {
-        reset_on_close(client_stream.tcp());
-        reset_on_close(backend_stream.tcp());
+    // What one side said to its end is not destroyed because of what the other said to it later: a reset, or a close with
+    // something unread, would throw away what still waits in the kernel.
+    match outcome {
+        Outcome::BackendBroke if down.is_done => Box::pin(linger(client_stream, idle)).await,
+        Outcome::ClientBroke if up.is_done => Box::pin(linger(backend_stream, idle)).await,
+        Outcome::Finished => {}
+        broke => {
+            reset_on_close(client_stream.tcp());
+            reset_on_close(backend_stream.tcp());
+            return broke;
+        }
     }
-    outcome
+    Outcome::Finished
+}
+
+/// Reads what is for nobody any more, until the peer is done too.
+async fn linger(stream: &mut Stream, idle: Duration) {
+    let rest = async {
+        let mut buffer = take_buffer();
+        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+        give_back(Some(buffer));
+    };
+    let _ = tokio::time::timeout(idle.min(LINGER_MAX), rest).await;
 }
 
 /// Waits for an error of a plain connection. One with TLS cannot be waited for while it is read and written: its reset is
@@ -333,6 +355,10 @@ impl<'a> Flow<'a> {
             self.start += count;
         } else {
             self.ahead.advance(count);
+            if self.ahead.is_empty() {
+                // An empty rest would hold all of it.
+                self.ahead = Bytes::new();
+            }
         }
         self.is_to_flush = true;
         // Progress is what leaves: a peer that takes nothing is idle however much the other side sends.
