@@ -69,6 +69,8 @@ struct Shared {
     admission: Admission,
     /// Where connections are accepted.
     listening: ArcSwap<Vec<SocketAddr>>,
+    /// Where datagrams are.
+    listening_udp: ArcSwap<Vec<SocketAddr>>,
     /// Changes when pools are published and their loads have been told.
     told: watch::Sender<()>,
     /// Nothing new is accepted, and what is open comes to its end.
@@ -98,6 +100,7 @@ impl Proxy {
             config: ArcSwap::from_pointee(config),
             counters,
             listening: ArcSwap::default(),
+            listening_udp: ArcSwap::default(),
             told: watch::Sender::new(()),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),

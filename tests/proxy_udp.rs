@@ -534,3 +534,57 @@ fn ten_thousand_flows_are_each_answered_by_the_backend_that_they_began_with() {
     let open = bed.counters.udp_flows.get() - bed.counters.udp_flows_closed.get();
     assert_eq!((open, bed.counters.udp_full.get()), (10_000, 0));
 }
+
+#[test]
+fn p_udp_one_host_with_many_flows_does_not_keep_others_out() {
+    const ROOM: usize = 40;
+    let bed = Bed::with(|config| config.limits.udp_flows = ROOM as u32);
+    let (port, server) = (bed.port(), Server::echo());
+    open_udp(&bed, &[Node::new(1, vec![udp_app(port, server.address)])], port);
+    let crowd: Vec<UdpSocket> = (0..ROOM).map(|_| client(bed.address(port))).collect();
+    // An answer, and a word behind it: they are known.
+    crowd.iter().for_each(|client| (0..2).for_each(|_| assert_eq!(ask(client, b"x"), b"x")));
+    let another = client(bed.address(port));
+    another.send(b"x").unwrap();
+    until("another of theirs is turned away", || bed.counters.udp_full.get() == 1);
+    for last in 1..=4 {
+        let stranger = UdpSocket::bind((IpAddr::from([127, 16, 0, last]), 0)).unwrap();
+        stranger.connect(bed.address(port)).unwrap();
+        stranger.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!(ask(&stranger, b"y"), b"y");
+    }
+    assert_eq!(bed.counters.udp_full.get(), 1);
+}
+
+#[test]
+fn p_loop_a_backend_that_is_a_listen_port_of_ours_gets_no_datagram() {
+    for bind in [None, Some(IpAddr::from([0, 0, 0, 0]))] {
+        let bed = Bed::with(|config| {
+            config.bind = bind.map_or_else(|| config.bind.clone(), |ip| vec![ip]);
+            config.limits.udp_flows = 50;
+        });
+        let port = bed.port();
+        let mut node = Node::new(1, vec![udp_app(port, bed.address(port))]);
+        node.ip = bed.ip;
+        open_udp(&bed, &[node], port);
+        client(bed.address(port)).send(b"round").unwrap();
+        until("it is counted", || bed.counters.udp_no_backend.get() > 0 || bed.counters.udp_flows.get() > 1);
+        assert_eq!((bed.counters.udp_no_backend.get(), bed.counters.udp_flows.get()), (1, 1), "no second flow");
+    }
+}
+
+#[test]
+fn p_loop_who_claims_to_be_another_listen_port_of_ours_is_not_answered() {
+    let bed = Bed::new();
+    let (one, two, server) = (bed.port(), bed.port(), Server::echo());
+    let mut second = udp_app(two, server.address);
+    second.name = "second".parse().unwrap();
+    open_udp(&bed, &[Node::new(1, vec![udp_app(one, server.address), second])], one);
+    until("the other opens", || bed.report(two).is_some_and(|report| !report.addresses.is_empty()));
+    let claimer = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    claimer.set_reuse_port(true).unwrap();
+    claimer.bind(&bed.address(two).into()).unwrap();
+    UdpSocket::from(claimer).send_to(b"round", bed.address(one)).unwrap();
+    until("it is counted", || bed.counters.udp_unanswerable.get() > 0 || bed.counters.udp_in.get() > 0);
+    assert_eq!((bed.counters.udp_unanswerable.get(), bed.counters.udp_in.get()), (1, 0));
+}

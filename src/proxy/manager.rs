@@ -195,9 +195,11 @@ impl Manager {
                 Place::Skipped | Place::Failed { .. } => None,
             })
             .collect();
-        let listening = self.places.iter().filter(|((_, is_udp, _), place)| !is_udp && matches!(place, Place::Open(_)));
-        let listening = listening.map(|((_, _, address), _)| *address).collect();
-        self.shared.listening.store(Arc::new(listening));
+        let open = self.places.iter().filter(|(_, place)| matches!(place, Place::Open(_)));
+        let (udp, tcp): (Vec<_>, Vec<_>) = open.map(|(place, _)| place).partition(|(_, is_udp, _)| *is_udp);
+        for (listening, places) in [(&self.shared.listening, tcp), (&self.shared.listening_udp, udp)] {
+            listening.store(Arc::new(places.into_iter().map(|place: &(Port, bool, SocketAddr)| place.2).collect()));
+        }
         self.sockets.send_if_modified(|old| {
             let is_same = old.len() == sockets.len()
                 && old.iter().zip(&sockets).all(|(old, new)| old.socket.key() == new.socket.key());

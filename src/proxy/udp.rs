@@ -5,9 +5,10 @@
 //! socket: the kernel finds the flow that an answer belongs to, drops what comes from anybody else, and says when
 //! nobody is there. It costs a descriptor a flow; two flows with the same backend need two ports anyway.
 //!
-//! Flows are bounded in number. When there is no room, the flow that has been quiet the longest makes way, but never one
-//! that is proven (see `flows`) and never one that is younger than the wait for an answer: a flood costs a look-up a
-//! datagram, and those who are known are served on.
+//! Flows are bounded in number. When there is no room, the flow that has been quiet the longest makes way, but not one
+//! that is proven (see `flows`) and not one that is younger than the wait for an answer: a flood costs a few look-ups a
+//! datagram, and those who are known are served on. If all are known, a host with many flows gives one of them to a
+//! newcomer with fewer: no host keeps the others out.
 
 mod flows;
 mod socket;
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 
 use super::OnRemoval;
 use super::accept::FlowSlot;
-use super::dial::is_ours;
+use super::dial::{is_ours, leads_back};
 use super::tcp::is_full;
 use super::worker::Worker;
 use crate::backend::{Lease, Standing};
@@ -295,12 +296,17 @@ impl Turn<'_> {
     /// A flow of a client that is not known.
     fn begin(&self, flows: &mut Flows<Entry>, key: Key, now: Instant) -> Option<Rc<Flow>> {
         let shared = &self.worker.shared;
+        // An answer would come in as a question.
+        if leads_back(&shared.listening_udp.load(), key.client) {
+            self.count(|counters| &counters.udp_unanswerable);
+            return None;
+        }
         let limit = shared.config.load().limits.app_connections;
         let Some(pool) = self.pool.as_ref().filter(|pool| !pool.backends.is_empty()) else {
             self.count(|counters| &counters.udp_no_backend);
             return None;
         };
-        let slot = (!is_full(pool, limit)).then(|| self.room(flows, now)).flatten();
+        let slot = (!is_full(pool, limit)).then(|| self.room(flows, key.client.ip(), now)).flatten();
         let Some(slot) = slot else {
             self.count(|counters| &counters.udp_full);
             return None;
@@ -315,11 +321,11 @@ impl Turn<'_> {
         Some(flow)
     }
 
-    /// A place for one more flow, if need be somebody else's.
-    fn room(&self, flows: &mut Flows<Entry>, now: Instant) -> Option<FlowSlot> {
+    /// A place for one more flow of `client`'s, if need be somebody else's.
+    fn room(&self, flows: &mut Flows<Entry>, client: IpAddr, now: Instant) -> Option<FlowSlot> {
         let take = || FlowSlot::take(&self.worker.shared);
         take().or_else(|| {
-            flows.remove(flows.makes_way(now.into(), ANSWER)?);
+            flows.remove(flows.makes_way(now.into(), ANSWER).or_else(|| flows.of_a_crowd(client))?);
             take()
         })
     }
@@ -354,13 +360,17 @@ impl Turn<'_> {
         let old = std::mem::replace(&mut entry.answering, answering);
         entry.flow = Rc::clone(&next);
         // What it was asked before it may still answer.
-        if flow.is_owed(now) && !flow.is_broken.get() && !self.is_killed(flow) {
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(ANSWER).await;
-                old.abort();
-            });
-        } else {
-            old.abort();
+        let is_owed = flow.is_owed(now) && !flow.is_broken.get() && !self.is_killed(flow);
+        // Its socket is one more: that takes a place of its own.
+        match is_owed.then(|| FlowSlot::take(&self.worker.shared)).flatten() {
+            Some(slot) => {
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(ANSWER).await;
+                    old.abort();
+                    drop(slot);
+                });
+            }
+            None => old.abort(),
         }
         Some(next)
     }
@@ -381,7 +391,11 @@ impl Turn<'_> {
     ) -> Option<Rc<Flow>> {
         while let Some(lease) = pool.pick(key.client, tried).filter(|_| tried.len() <= TRIES) {
             let address = lease.backend().address;
-            let open = || watched(socket::connect(address)?);
+            let is_ours_to_hear = leads_back(&self.worker.shared.listening_udp.load(), address);
+            let open = || match is_ours_to_hear {
+                true => Err(io::ErrorKind::ConnectionRefused.into()),
+                false => watched(socket::connect(address)?),
+            };
             let connected = open().or_else(|error| match flows.makes_way(now.into(), ANSWER) {
                 // Out of descriptors, perhaps: what makes way gives one back for the next.
                 Some(place) if is_ours(&error) => {
