@@ -895,3 +895,22 @@ fn is_greeted(stream: &TcpStream) -> bool {
     stream.set_nonblocking(false).unwrap();
     is_greeted
 }
+
+#[test]
+fn a_port_that_has_come_free_is_soon_open() {
+    let bed = Bed::new();
+    let origin = Origin::greeting("a");
+    let waits = (0..8).map(|_| {
+        let holder = TcpListener::bind((bed.ip, 0)).unwrap();
+        let port = Port::new(holder.local_addr().unwrap().port()).unwrap();
+        bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
+        until("it is taken", || bed.report(port).is_some_and(|report| report.error.is_some()));
+        drop(holder);
+        let since = Instant::now();
+        until("it is open", || bed.report(port).is_some_and(|report| report.error.is_none()));
+        since.elapsed()
+    });
+    // On a busy machine most may be late.
+    let waits: Vec<Duration> = waits.collect();
+    assert!(waits.iter().min().unwrap() < &Duration::from_millis(50), "{waits:?}");
+}

@@ -15,8 +15,9 @@ use crate::name::Port;
 use crate::pool::{Pools, PortRoutes};
 use crate::report::ListenReport;
 
-/// After a port could not be opened, the first try again; each further one waits twice as long.
-const RETRY_MIN: Duration = Duration::from_millis(100);
+/// After a port could not be opened, the first try again; each further one waits twice as long. Soon: a port that was given
+/// up a moment ago and is wanted again is held until the last worker has let go of it.
+const RETRY_MIN: Duration = Duration::from_millis(10);
 /// The longest wait.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
