@@ -914,3 +914,31 @@ fn a_port_that_has_come_free_is_soon_open() {
     let waits: Vec<Duration> = waits.collect();
     assert!(waits.iter().min().unwrap() < &Duration::from_millis(50), "{waits:?}");
 }
+
+#[test]
+fn urgent_bytes_lose_nothing() {
+    let bed = Bed::new();
+    let (port, origin) = (bed.port(), Origin::echo());
+    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+    for bytes in [10, 400_000] {
+        let mut client = bed.connect(port);
+        let mut reader = client.try_clone().unwrap();
+        let reading = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let mut sent = Vec::new();
+        for letter in [b'a', b'b', b'c'] {
+            client.write_all(&vec![letter; bytes]).unwrap();
+            // Without a word behind it: what follows is in the same turn or in the next.
+            socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+            sent.extend(std::iter::repeat_n(letter, bytes).chain([b'!']));
+        }
+        client.write_all(b"end").unwrap();
+        sent.extend(b"end");
+        client.shutdown(Shutdown::Write).unwrap();
+        let read = reading.join().unwrap();
+        assert!(read == sent, "{} of {} bytes", read.len(), sent.len());
+    }
+}

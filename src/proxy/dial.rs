@@ -71,12 +71,13 @@ fn is_here(ip: IpAddr) -> bool {
     ip.is_loopback() || from().is_ok_and(|from| from.as_socket().is_some_and(|from| from.ip() == ip))
 }
 
-/// Small pieces go out at once, and a peer that vanished without a word is found out in the end. What is accepted has
-/// this from the socket that listens.
+/// Small pieces go out at once, an urgent byte is one like any other rather than dropped, and a peer that vanished without
+/// a word is found out in the end. What is accepted has this from the socket that listens.
 pub(super) fn tune<'a>(socket: impl Into<SockRef<'a>>) {
     let (socket, (after, every, times)) = (socket.into(), KEEPALIVE);
-    // Neither is worth losing a connection for.
+    // None of it is worth losing a connection for.
     let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_out_of_band_inline(true);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
 }
 

@@ -232,7 +232,9 @@ impl<'a> Side<'a> {
 }
 
 /// Reads; none: nothing is there. A socket that does not fill the buffer is empty now, and is not asked again before the
-/// kernel says that more has come; that its end has come is said for good.
+/// kernel says that more has come; that its end has come is said for good. (A read stops before an urgent byte too. If
+/// one has come together with what follows it, that waits until more comes: to ask again after each short read would cost
+/// every round trip a system call.)
 fn read_some(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     let mut read = None;
     let length = buffer.len();
@@ -418,8 +420,21 @@ impl<'a> Flow<'a> {
             let Some(pipe) = &mut self.pipe else {
                 return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
             };
-            match from.try_io(Interest::READABLE, || pipe.fill(from)) {
-                // The pipe is empty: so is the socket.
+            let (buffer, mut copied) = (&mut self.buffer, 0);
+            let filled = from.try_io(Interest::READABLE, || {
+                match pipe.fill(from) {
+                    // The pipe is empty: so is the socket, or it is at its end. Unless an urgent byte is next, before which
+                    // the kernel says the same for ever: a read passes it.
+                    Ok(0) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    done => return done,
+                }
+                let buffer = buffer.get_or_insert_with(take_buffer);
+                copied = rustix::io::retry_on_intr(|| rustix::io::read(from, &mut buffer[..]))?;
+                Ok(copied)
+            });
+            (self.start, self.end) = (0, copied);
+            match filled {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return Poll::Ready(done),
             }
