@@ -29,7 +29,7 @@ use super::{Limits, Shared};
 const DESCRIPTORS_KEPT: u64 = 64;
 /// Of so many descriptors a worker may have one pipe, which takes two.
 const DESCRIPTORS_A_PIPE: u64 = 64;
-/// The most pipes that a worker may have.
+/// The most pipes that all workers together may have: as many of their size as the kernel lets a user have.
 const PIPES_MAX: u64 = 256;
 /// Of so many descriptors one is for connections, however many flows there are.
 const SHARE_OF_CONNECTIONS: usize = 4;
@@ -63,7 +63,7 @@ impl Admission {
     pub(super) fn new(limits: &Limits, workers: usize) -> Self {
         let descriptors = raise_descriptor_limit();
         let workers = workers.max(1) as u64;
-        let pipes = (descriptors / DESCRIPTORS_A_PIPE / workers).min(PIPES_MAX);
+        let pipes = (descriptors / DESCRIPTORS_A_PIPE).min(PIPES_MAX) / workers;
         let descriptors = descriptors.saturating_sub(DESCRIPTORS_KEPT + 2 * pipes * workers).max(2);
         let admission = Self {
             open: AtomicUsize::new(0),

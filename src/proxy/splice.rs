@@ -9,11 +9,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
 /// What a pipe is asked to hold: 64 pieces of a packet or more each. The kernel's own default is 16, which a network
 /// card fills with 23 KiB.
 const PIPE_BYTES: usize = 256 * 1024;
+/// One that holds less is not worth its descriptors: the kernel's own default.
+const PIPE_BYTES_MIN: usize = 64 * 1024;
 /// Empty pipes that a worker keeps for the next who needs one.
 const PIPES_KEPT: usize = 16;
 /// A direction is bulk when so many bytes came in pieces of [`LARGE_BYTES`] or more, one after the other.
@@ -51,7 +53,7 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    /// An empty pipe; none: this worker has as many as it may have, or no descriptor is left.
+    /// An empty pipe; none: this worker has as many as it may have, or no descriptor or memory is left.
     pub(super) fn take() -> Option<Self> {
         PIPES.with_borrow_mut(|pipes| {
             if let Some(ends) = pipes.kept.pop() {
@@ -61,8 +63,12 @@ impl Pipe {
                 return None;
             }
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-            // A smaller one will do.
-            let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
+            // Whoever has no privilege may have so much in pipes, and gets them tiny from then on. These are all there are.
+            let is_large = || fcntl_getpipe_size(&writer).is_ok_and(|bytes| bytes >= PIPE_BYTES_MIN);
+            if fcntl_setpipe_size(&writer, PIPE_BYTES).is_err() && !is_large() {
+                pipes.limit = pipes.open;
+                return None;
+            }
             pipes.open += 1;
             Some(Self { ends: Some(Ends { reader, writer }), held: 0 })
         })
