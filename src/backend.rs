@@ -22,8 +22,11 @@ pub struct Load {
     pub requests: AtomicU64,
     /// Those that failed for a reason on the backend's side.
     pub failures: AtomicU64,
-    /// Cancelled when no member offers the application at this address any more, and when its node is down.
+    /// Cancelled when no member offers the application at this address any more, and when its node is down
+    /// ([`Load::end`]).
     pub gone: CancellationToken,
+    /// The same, for who asks often: the token takes a lock that all threads share.
+    is_gone: AtomicBool,
     /// Woken when the standing changes. Whoever waits registers first and looks at the standing then.
     pub standing_changed: Notify,
     /// Whether it takes nothing new by its own word. One task sets it.
@@ -78,6 +81,18 @@ impl Load {
     /// Tells whether the backend takes nothing new.
     pub fn set_rests(&self, rests: bool) {
         self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    /// Whether the backend is gone.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Acquire)
+    }
+
+    /// Tells everybody who uses the backend that it is gone.
+    pub fn end(&self) {
+        self.is_gone.store(true, Ordering::Release);
+        self.gone.cancel();
     }
 
     /// The backend did at `now` what only a live one does: a response began, or bytes arrived from it.

@@ -302,7 +302,7 @@ impl Pools {
                 if next.out.get(key).is_some_and(|out| out.why == Why::Down) {
                     load.set_standing(Standing::Lost);
                 }
-                load.gone.cancel();
+                load.end();
             }
         }
         for (key, load) in &next.loads {

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
@@ -9,10 +11,11 @@ use tokio::net::TcpStream;
 
 use super::Shared;
 use super::stream::Stream;
+use crate::app::Protocol;
 use crate::backend::{Backend, Lease};
 
 /// When a peer that is silent is asked whether it is still there, how often, and how many times.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
+pub(super) const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// Connects to the backend of `lease` and counts what goes wrong, as the backend's failure if it is one.
 pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) -> io::Result<Stream> {
@@ -32,6 +35,10 @@ async fn open(shared: &Shared, backend: &Backend) -> io::Result<Stream> {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     let stream = connect(backend.address).await?;
+    if backend.protocol == Protocol::H2c {
+        // Shared by many for long. Others have deadlines, or a relay that sees to it when nothing moves.
+        keep_alive(&stream);
+    }
     if backend.protocol.is_tls() {
         // Boxed, so that a connection without it does not carry room for it.
         return Box::pin(shared.tls.connect(stream, backend)).await;
@@ -42,7 +49,7 @@ async fn open(shared: &Shared, backend: &Backend) -> io::Result<Stream> {
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     // Where nobody listens, on this machine, a socket can meet itself.
-    if stream.local_addr()? == address {
+    if local_ports().contains(&address.port()) && stream.local_addr()? == address {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     tune(&stream);
@@ -71,13 +78,31 @@ fn is_here(ip: IpAddr) -> bool {
     ip.is_loopback() || from().is_ok_and(|from| from.as_socket().is_some_and(|from| from.ip() == ip))
 }
 
-/// Small pieces go out at once, an urgent byte is one like any other rather than dropped, and a peer that vanished without
-/// a word is found out in the end. What is accepted has this from the socket that listens.
+/// The ports that the kernel gives to who connects.
+fn local_ports() -> &'static RangeInclusive<u16> {
+    static PORTS: OnceLock<RangeInclusive<u16>> = OnceLock::new();
+    PORTS.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let mut words = text.split_whitespace().map(str::parse);
+        match (words.next(), words.next()) {
+            (Some(Ok(first)), Some(Ok(last))) => first..=last,
+            _ => 0..=u16::MAX,
+        }
+    })
+}
+
+/// Small pieces go out at once, and an urgent byte is one like any other rather than dropped. What is accepted has this
+/// from the socket that listens.
 pub(super) fn tune<'a>(socket: impl Into<SockRef<'a>>) {
-    let (socket, (after, every, times)) = (socket.into(), KEEPALIVE);
-    // None of it is worth losing a connection for.
+    let socket = socket.into();
+    // Neither is worth losing a connection for.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_out_of_band_inline(true);
+}
+
+/// A peer that vanished without a word is found out in the end.
+pub(super) fn keep_alive<'a>(socket: impl Into<SockRef<'a>>) {
+    let (socket, (after, every, times)) = (socket.into(), KEEPALIVE);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times));
 }
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::dial::tune;
+use super::dial::{keep_alive, tune};
 use super::udp;
 
 /// Clients that may wait to be accepted; the kernel lowers it to net.core.somaxconn (4,096 on Linux).
@@ -39,6 +39,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     tune(&socket);
+    keep_alive(&socket);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -97,6 +98,7 @@ mod tests {
         listener.set_nonblocking(false).unwrap();
         let accepted = Socket::from(listener.accept().unwrap().0);
         assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert!(accepted.out_of_band_inline().unwrap());
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), std::time::Duration::from_secs(60));
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 4);
     }

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsStream;
 
-use super::dial::reset_on_close;
+use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
 use super::splice::{Bulk, Pipe};
 use super::stream::Stream;
 use crate::backend::Load;
@@ -71,7 +71,10 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
     let outcome = {
         let (mut client_side, mut backend_side) = (Side::of(&mut *client_stream), Side::of(&mut *backend_stream));
         let (client_plain, backend_plain) = (client_side.plain(), backend_side.plain());
-        let mut timer = pin!(tokio::time::sleep(idle));
+        // A backend is asked whether it is still there from when it has been silent for the first time: most connections are
+        // over by then. A client's connection has it from the socket that listens.
+        let (mut is_kept, quiet) = (false, KEEPALIVE.0);
+        let mut timer = pin!(tokio::time::sleep(idle.min(quiet)));
         let mut moved_at = Instant::now();
         let both = poll_fn(|cx| {
             let before = up.moved + down.moved;
@@ -94,6 +97,11 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
                 {
                     load.succeeded(moved_at.into());
                 }
+            }
+            if !is_kept && quiet < idle {
+                ready!(poll_idle(cx, timer.as_mut(), moved_at + quiet));
+                is_kept = true;
+                keep_alive(backend_side.tcp());
             }
             poll_idle(cx, timer.as_mut(), moved_at + idle).map(|()| Outcome::Idle)
         });
@@ -183,6 +191,13 @@ impl<'a> Side<'a> {
         match self {
             Self::Plain(tcp) => Some(tcp),
             Self::Tls(_) => None,
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
         }
     }
 

@@ -1,13 +1,17 @@
 //! TCP applications: one client connection, one backend connection.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFuture;
 
 use super::dial::{self, is_ours, reset_on_close};
 use super::forward::BACKENDS_MAX;
@@ -17,7 +21,7 @@ use super::stream::Stream;
 use super::tls;
 use super::worker::Worker;
 use super::{OnRemoval, Shared};
-use crate::backend::Lease;
+use crate::backend::{Lease, Load};
 use crate::name::{Hostname, Port};
 use crate::pool::{Pool, PortRoutes, TcpRoutes};
 
@@ -124,15 +128,44 @@ async fn pass(shared: &Shared, mut client: Stream, peer: SocketAddr, ahead: Byte
 /// Runs `work` to its end, or until its backend is gone and connections of gone backends are to be ended: none.
 /// A cancelled token stays cancelled, so there is no moment at which a removal could be missed.
 pub(super) async fn until_gone<T>(shared: &Shared, lease: &Lease, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = std::pin::pin!(work);
-    tokio::select! {
-        biased;
-        () = lease.backend().load.gone.cancelled() => {
+    let load = &lease.backend().load;
+    let cancelled = pin!(load.gone.cancelled());
+    let mut work = pin!(work);
+    let mut gone = Some(Gone::new(load, cancelled));
+    poll_fn(|cx| {
+        if gone.as_mut().is_some_and(|gone| gone.poll(cx).is_ready()) {
             if shared.config.load().on_removal == OnRemoval::Kill {
-                return None;
+                return Poll::Ready(None);
             }
+            gone = None;
         }
-        done = &mut work => return Some(done),
+        work.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+/// Hears that a backend is gone. A task that waits for other things too looks each time it is woken: only the first look
+/// takes the token's locks, which all workers share.
+pub(super) struct Gone<'a, 'l> {
+    load: &'l Load,
+    cancelled: Pin<&'a mut WaitForCancellationFuture<'l>>,
+    /// Who is woken.
+    waker: Option<Waker>,
+}
+
+impl<'a, 'l> Gone<'a, 'l> {
+    pub(super) fn new(load: &'l Load, cancelled: Pin<&'a mut WaitForCancellationFuture<'l>>) -> Self {
+        Self { load, cancelled, waker: None }
     }
-    Some(work.await)
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.load.is_gone() {
+            return Poll::Ready(());
+        }
+        if self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.waker = Some(cx.waker().clone());
+        self.cancelled.as_mut().poll(cx)
+    }
 }

@@ -14,6 +14,7 @@ mod flows;
 mod socket;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -33,7 +34,7 @@ use tokio::time::Instant;
 use super::OnRemoval;
 use super::accept::FlowSlot;
 use super::dial::{is_ours, leads_back};
-use super::tcp::is_full;
+use super::tcp::{Gone, is_full};
 use super::worker::Worker;
 use crate::backend::{Lease, Standing};
 use crate::name::Port;
@@ -274,7 +275,7 @@ impl Turn<'_> {
     /// has no end to wait for.
     fn is_right(&self, flow: &Flow, now: Instant) -> bool {
         let backend = flow.lease.backend();
-        if flow.is_broken.get() || backend.load.gone.is_cancelled() {
+        if flow.is_broken.get() || backend.load.is_gone() {
             return false;
         }
         let Some(pool) = &self.pool else {
@@ -376,7 +377,7 @@ impl Turn<'_> {
     }
 
     fn is_killed(&self, flow: &Flow) -> bool {
-        let is_gone = flow.lease.backend().load.gone.is_cancelled();
+        let is_gone = flow.lease.backend().load.is_gone();
         is_gone && self.worker.shared.config.load().on_removal == OnRemoval::Kill
     }
 
@@ -458,13 +459,14 @@ fn answering(worker: &Rc<Worker>, flow: &Rc<Flow>) -> AbortHandle {
 
 /// Passes answers on until it is aborted, or the backend is gone and its flows are to be ended.
 async fn answer(worker: &Worker, flow: &Flow) -> io::Result<()> {
-    let gone = &flow.lease.backend().load.gone;
-    let mut gone = pin!(gone.cancelled());
+    let load = &flow.lease.backend().load;
+    let cancelled = pin!(load.gone.cancelled());
+    let mut gone = Gone::new(load, cancelled);
     let mut is_gone = false;
     loop {
         tokio::select! {
             biased;
-            () = &mut gone, if !is_gone => {
+            () = poll_fn(|cx| gone.poll(cx)), if !is_gone => {
                 is_gone = true;
                 if worker.shared.config.load().on_removal == OnRemoval::Kill {
                     worker.shared.counters.killed.inc();
