@@ -31,6 +31,8 @@ pub struct Load {
     pub standing_changed: Notify,
     /// Whether it takes nothing new by its own word. One task sets it.
     rests: AtomicBool,
+    /// Uses of the whole application, at all its addresses.
+    of_app: Arc<AtomicU32>,
     /// A [`Standing`]. One task sets it.
     standing: AtomicU8,
     /// When the backend last did what only a live one does, in milliseconds since [`since_base`]; 0: never.
@@ -52,6 +54,18 @@ pub enum Standing {
 }
 
 impl Load {
+    /// One that counts its uses as the application's too.
+    #[must_use]
+    pub fn of_app(uses: Arc<AtomicU32>) -> Self {
+        Self { of_app: uses, ..Self::default() }
+    }
+
+    /// Uses of the whole application, of those at addresses that take no new work too.
+    #[must_use]
+    pub fn uses_of_app(&self) -> &Arc<AtomicU32> {
+        &self.of_app
+    }
+
     /// Whether the backend is one to wait for.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -155,6 +169,7 @@ impl Lease {
     #[must_use]
     pub fn new(backend: Arc<Backend>) -> Self {
         backend.load.active.fetch_add(1, Ordering::Relaxed);
+        backend.load.of_app.fetch_add(1, Ordering::Relaxed);
         backend.load.requests.fetch_add(1, Ordering::Relaxed);
         Self { backend }
     }
@@ -174,5 +189,6 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.load.active.fetch_sub(1, Ordering::Relaxed);
+        self.backend.load.of_app.fetch_sub(1, Ordering::Relaxed);
     }
 }

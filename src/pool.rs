@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use foldhash::HashMap as FastMap;
@@ -97,6 +98,12 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// How many uses its application has now, whatever the address: one look, however many backends there are.
+    #[must_use]
+    pub fn uses_of_app(&self) -> u32 {
+        self.backends.first().map_or(0, |backend| backend.load.uses_of_app().load(Ordering::Relaxed))
+    }
+
     /// Chooses a backend that is not in `tried`; none if there is none left.
     /// `client` is what the `hash` policy goes by.
     pub fn pick(&self, client: SocketAddr, tried: &[SocketAddr]) -> Option<Lease> {
@@ -342,6 +349,8 @@ struct Build<'a> {
     last_pools: HashMap<&'a AppName, Vec<&'a Arc<Pool>>>,
     /// The pools made so far, by application.
     made: HashMap<AppName, Vec<Arc<Pool>>>,
+    /// What counts the uses of each application.
+    uses: HashMap<AppName, Arc<AtomicU32>>,
 }
 
 impl<'a> Build<'a> {
@@ -353,7 +362,9 @@ impl<'a> Build<'a> {
                 pools.push(&route.pool);
             }
         }
-        Self { last, rules, now, claims: BTreeMap::new(), next: Pools::default(), last_pools, made: HashMap::new() }
+        let uses = last.loads.iter().map(|((app, _), load)| (app.clone(), Arc::clone(load.uses_of_app()))).collect();
+        let (claims, next, made) = (BTreeMap::new(), Pools::default(), HashMap::new());
+        Self { last, rules, now, claims, next, last_pools, made, uses }
     }
 
     /// A member that went down leaves its routes standing, so that its clients are told to come back rather than
@@ -451,7 +462,8 @@ impl<'a> Build<'a> {
             self.next.renewed.insert(key.clone());
         }
         let last = self.last.loads.get(&key).filter(|load| !is_lost && !load.gone.is_cancelled());
-        let load = last.cloned().unwrap_or_default();
+        let uses = self.uses.entry(key.0.clone()).or_default();
+        let load = last.cloned().unwrap_or_else(|| Arc::new(Load::of_app(Arc::clone(uses))));
         self.next.loads.insert(key, Arc::clone(&load));
         load
     }

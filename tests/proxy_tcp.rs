@@ -679,10 +679,12 @@ fn many_short_connections_at_the_limit_all_get_through() {
 fn an_application_has_a_limit_of_its_own() {
     let bed = Bed::with(|config| config.limits.app_connections = Some(2));
     let (port, other) = (bed.port(), bed.port());
-    let origin = Origin::greeting("a");
+    let (origin, twin) = (Origin::greeting("a"), Origin::greeting("a"));
     let mut second = tcp_app(other, origin.address);
     second.name = "second".parse().unwrap();
-    bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address), second])], port);
+    let nodes =
+        [Node::new(1, vec![tcp_app(port, origin.address), second]), Node::new(2, vec![tcp_app(port, twin.address)])];
+    bed.publish_and_open(&nodes, port);
     bed.settle();
     let held = [bed.connect(port), bed.connect(port)];
     held.iter().for_each(|client| drop(read_exactly(client, 1)));

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -94,8 +93,7 @@ fn newest(worker: &Worker, port: Port, name: Option<&Hostname>) -> Option<Arc<Po
 /// Whether an application has as many uses as it may have. Workers look without a lock, so that at the limit a few
 /// more may slip in.
 pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
-    let active = || pool.backends.iter().map(|backend| u64::from(backend.load.active.load(Ordering::Relaxed))).sum();
-    limit.is_some_and(|limit| u64::from(limit) <= active())
+    limit.is_some_and(|limit| limit <= pool.uses_of_app())
 }
 
 async fn pass(shared: &Shared, mut client: Stream, peer: SocketAddr, ahead: Bytes, mut backend: Stream, lease: &Lease) {
