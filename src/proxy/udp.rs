@@ -7,8 +7,8 @@
 //!
 //! Flows are bounded in number. When there is no room, the flow that has been quiet the longest makes way, but not one
 //! that is proven (see `flows`) and not one that is younger than the wait for an answer: a flood costs a few look-ups a
-//! datagram, and those who are known are served on. If all are known, a host with many flows gives one of them to a
-//! newcomer with fewer: no host keeps the others out.
+//! datagram, and those who are known are served on. If all are known, a host with a good part of all flows gives one of them
+//! to a newcomer with fewer: no host keeps the others out.
 
 mod flows;
 mod socket;

@@ -28,6 +28,8 @@ pub(super) struct Place(u32);
 
 /// What addresses of one IPv6 network have in common: their first 64 bits.
 const HOST_MASK_V6: u128 = !0 << 64;
+/// A host that has one in so many of all flows, or more, is a crowd.
+const CROWD_PART: usize = 16;
 /// So many flows are looked at to find one of a host that has many.
 const DRAWS: usize = 8;
 /// No place.
@@ -176,7 +178,8 @@ impl<T> Flows<T> {
     }
 
     /// Who makes way for a flow of `newcomer`'s when nobody does by [`Flows::makes_way`]: a flow, proven or not, of a host
-    /// that has at least two more than the newcomer's. Of a few flows drawn at random, the quietest of the host with the
+    /// that has a good part of all, and at least two more than the newcomer's. Less than such a part nobody loses: those
+    /// who come may be nobody, under as many addresses as they like. Of a few flows drawn at random, the quietest of the host with the
     /// most: whoever has a quarter of all is found nine times out of ten, at a cost that does not grow.
     pub(super) fn of_a_crowd(&self, newcomer: IpAddr) -> Option<Place> {
         let count = |client: IpAddr| self.hosts.get(&host((client, 0).into())).copied().unwrap_or(0);
@@ -186,7 +189,8 @@ impl<T> Flows<T> {
             Some((count(slot.key.client.ip()), Reverse(slot.active), at))
         });
         let (most, _, at) = drawn.max()?;
-        (most >= count(newcomer) + 2).then_some(Place(u32::try_from(at).ok()?))
+        let is_crowd = most as usize * CROWD_PART >= self.len() && most >= count(newcomer) + 2;
+        is_crowd.then_some(Place(u32::try_from(at).ok()?))
     }
 
     /// One on which nothing has moved for `idle`.
@@ -328,6 +332,7 @@ mod tests {
         let (mut flows, start) = (Flows::default(), Instant::now());
         let group = flows.open_group();
         let local = IpAddr::from([127, 0, 0, 1]);
+        let key_of = |ip: [u8; 4], port| Key { group, client: (ip, port).into(), local };
         let mut begin = |client: SocketAddr| {
             let place = flows.insert(Key { group, client, local }, client.ip(), start);
             flows.prove(place);
@@ -343,6 +348,13 @@ mod tests {
         }
         assert_eq!(flows.of_a_crowd(stranger), None, "one each");
         assert_eq!((flows.len(), flows.hosts.len()), (4, 4));
+        // Whoever has two of many keeps them, whoever comes.
+        for last in 4..=20 {
+            for port in 1..=2 {
+                flows.insert(key_of([10, 0, 0, last], port), local, start);
+            }
+        }
+        assert!((0..100).all(|_| flows.of_a_crowd(stranger).is_none()));
     }
 
     /// The same against a plain list, over many random steps.
