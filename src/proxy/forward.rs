@@ -418,7 +418,7 @@ impl Attempt<'_> {
         }
         let load = &self.lease.backend().load;
         let may_move = is_waiting && self.request.may_repeat;
-        if load.gone.is_cancelled() && self.client.worker.shared.config.load().on_removal == OnRemoval::Kill {
+        if load.is_gone() && self.client.worker.shared.config.load().on_removal == OnRemoval::Kill {
             // It is cut; but with no harm done, if it can go elsewhere.
             let is_harmless = may_move && load.standing() == Standing::Lost;
             return Some(if is_harmless { Miss::Doubted } else { Miss::Killed });

@@ -20,7 +20,7 @@ use tokio_rustls::TlsStream;
 
 use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
 use super::splice::{Bulk, Pipe};
-use super::stream::Stream;
+use super::stream::{Stream, poll_receive, poll_transmit};
 use crate::backend::Load;
 use crate::report::Counter;
 
@@ -203,12 +203,7 @@ impl<'a> Side<'a> {
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(tcp) => loop {
-                ready!(tcp.poll_read_ready(cx))?;
-                if let Some(count) = read_some(tcp, buffer)? {
-                    return Poll::Ready(Ok(count));
-                }
-            },
+            Self::Plain(tcp) => poll_receive(tcp, cx, buffer),
             Self::Tls(tls) => {
                 let mut buffer = ReadBuf::new(buffer);
                 tls.as_mut().poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
@@ -218,13 +213,7 @@ impl<'a> Side<'a> {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(tcp) => loop {
-                ready!(tcp.poll_write_ready(cx))?;
-                match tcp.try_write(bytes) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    done => return Poll::Ready(done),
-                }
-            },
+            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes),
             Self::Tls(tls) => tls.as_mut().poll_write(cx, bytes),
         }
     }
@@ -243,24 +232,6 @@ impl<'a> Side<'a> {
             Self::Plain(tcp) => Poll::Ready(SockRef::from(*tcp).shutdown(Shutdown::Write)),
             Self::Tls(tls) => tls.as_mut().poll_shutdown(cx),
         }
-    }
-}
-
-/// Reads; none: nothing is there. A socket that does not fill the buffer is empty now, and is not asked again before the
-/// kernel says that more has come; that its end has come is said for good. (A read stops before an urgent byte too. If
-/// one has come together with what follows it, that waits until more comes: to ask again after each short read would cost
-/// every round trip a system call.)
-fn read_some(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    let mut read = None;
-    let length = buffer.len();
-    let asked = stream.try_io(Interest::READABLE, || {
-        let count = rustix::io::retry_on_intr(|| rustix::io::read(stream, &mut *buffer))?;
-        read = Some(count);
-        if (1..length).contains(&count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match asked {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ => Ok(read),
     }
 }
 

@@ -58,7 +58,11 @@ impl From<TlsStream<TcpStream>> for Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => poll_receive(tcp, cx, buffer),
+            Self::Plain(tcp) => {
+                let count = ready!(poll_receive(tcp, cx, buffer.initialize_unfilled()))?;
+                buffer.advance(count);
+                Poll::Ready(Ok(()))
+            }
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
         }
     }
@@ -103,50 +107,43 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// What tokio's own does, but for the C library's wrapper, whose care for threads that are cancelled costs a twentieth of
-/// what a small request costs outside of the kernel.
-fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+/// What tokio's own does, but for the C library's wrapper, which looks after threads that are cancelled. A socket that
+/// does not fill the buffer is empty now, and is not asked again before the kernel says that more has come; that its end
+/// has come is said for good.
+pub(super) fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    let length = buffer.len();
     loop {
         ready!(tcp.poll_read_ready(cx))?;
-        if let Some(count) = receive(tcp, buffer.initialize_unfilled())? {
-            buffer.advance(count);
-            return Poll::Ready(Ok(()));
-        }
-    }
-}
-
-fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(tcp.poll_write_ready(cx))?;
-        if let Some(count) = transmit(tcp, bytes)? {
+        let received = as_far_as_there_is(
+            tcp,
+            Interest::READABLE,
+            |count| (1..length).contains(&count),
+            || rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count),
+        );
+        if let Some(count) = received? {
             return Poll::Ready(Ok(count));
         }
     }
 }
 
-/// Reads; none: nothing is there. A socket that does not fill the buffer is empty now, and is not asked again before the
-/// kernel says that more has come; that its end has come is said for good.
-pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    let length = buffer.len();
-    as_far_as_there_is(
-        tcp,
-        Interest::READABLE,
-        |count| (1..length).contains(&count),
-        || rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count),
-    )
+/// The same for writing: a socket that does not take all is full now.
+pub(super) fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        let sent = as_far_as_there_is(
+            tcp,
+            Interest::WRITABLE,
+            |count| (1..bytes.len()).contains(&count),
+            || rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL),
+        );
+        if let Some(count) = sent? {
+            return Poll::Ready(Ok(count));
+        }
+    }
 }
 
-/// Writes; none: there is no room. A socket that does not take all is full now.
-pub(super) fn transmit(tcp: &TcpStream, bytes: &[u8]) -> io::Result<Option<usize>> {
-    as_far_as_there_is(
-        tcp,
-        Interest::WRITABLE,
-        |count| (1..bytes.len()).contains(&count),
-        || rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL),
-    )
-}
-
-/// A call of which `is_all` says whether another one would find nothing: then the runtime is told as if it had.
+/// A call; none: nothing is there, or no room. `is_all` says whether another one would find that: then the runtime is
+/// told as if it had.
 fn as_far_as_there_is(
     tcp: &TcpStream,
     interest: Interest,

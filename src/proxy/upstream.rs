@@ -1,7 +1,6 @@
 //! HTTP/1.1 connections to backends, kept while they are idle, dropped when they are old. One store a worker.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -10,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use foldhash::HashMap;
 use rustix::io::Errno;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
@@ -101,7 +101,7 @@ impl Upstreams {
 }
 
 fn takes_work(load: &Load) -> bool {
-    !load.gone.is_cancelled() && !load.rests()
+    !load.is_gone() && !load.rests()
 }
 
 /// Whether it failed since there are no descriptors left.
