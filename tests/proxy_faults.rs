@@ -720,6 +720,68 @@ fn p_bodyless_answers_have_no_body_and_what_comes_behind_them_reaches_nobody() {
     }
 }
 
+/// A body that is so long that the kernel moves it.
+fn long_body() -> Vec<u8> {
+    (0..3_000_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
+#[test]
+fn p_rogue_be_behind_a_long_body_is_heard_by_nobody() {
+    let body = long_body();
+    let sent = [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    for behind in ["", "EXTRA", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nEXTRA"] {
+        let answer = [&sent, behind.as_bytes()].concat();
+        let origin = rogue(move |_| vec![Step::Body, Step::send(&answer)]);
+        let front = Front::new(&[origin.address]);
+        let mut client = front.client();
+        client.send(get("/rogue"));
+        assert_eq!(differs_at(&client.response("GET").body, &body), None);
+        client.send(get("/mine"));
+        assert_eq!(client.response("GET").text(), "/mine", "{behind:?}");
+        next_client_is_served(&front);
+    }
+}
+
+#[test]
+fn p_die_mid_in_a_long_body_is_an_error_too() {
+    let body = long_body();
+    for ends_with in [Step::Close, Step::Reset] {
+        let part =
+            [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len() + 1).as_bytes(), &body].concat();
+        let end = ends_with.clone();
+        let origin = rogue(move |_| vec![Step::send(&part), end.clone()]);
+        let front = Front::new(&[origin.address]);
+        let mut client = front.client();
+        client.send(get("/rogue"));
+        let (mut message, _) = client.reader.head().unwrap();
+        let stop = client.reader.body(&mut message, support::reader::Without::ToEnd).expect_err("not whole");
+        assert!(matches!(stop, Stop::Cut | Stop::Reset), "{stop:?}");
+        assert_eq!(differs_at(&message.body, &body[..message.body.len()]), None);
+        next_client_is_served(&front);
+    }
+}
+
+#[test]
+fn p_slowread_of_a_long_body_holds_the_backend_back_and_loses_nothing() {
+    let body = long_body();
+    let answer = [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    let origin = rogue(move |_| vec![Step::Body, Step::send(&answer)]);
+    let front = Front::new(&[origin.address]);
+    let mut client = front.client();
+    client.send(get("/rogue"));
+    let (mut message, _) = client.reader.head().unwrap();
+    // Others are served while it does not read.
+    next_client_is_served(&front);
+    client.reader.body(&mut message, support::reader::Without::ToEnd).unwrap();
+    assert_eq!(differs_at(&message.body, &body), None);
+}
+
+/// Where what came is another thing than what was sent.
+fn differs_at(came: &[u8], sent: &[u8]) -> Option<(usize, usize)> {
+    let same = came.iter().zip(sent).take_while(|(came, sent)| came == sent).count();
+    (same < came.len().max(sent.len())).then_some((same, came.len()))
+}
+
 /// What has to become of a rogue response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {

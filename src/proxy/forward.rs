@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::bell::Ear;
@@ -160,6 +161,12 @@ pub(super) trait Front {
     /// Whether some of what was taken has been written since this was asked last.
     fn has_written(&mut self) -> bool {
         false
+    }
+
+    /// Where the kernel may put the body's bytes itself, as they are; ready when nothing else waits to be written. None:
+    /// it takes bytes in `poll_send` alone.
+    fn poll_socket(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<Option<&TcpStream>>> {
+        Poll::Ready(Ok(None))
     }
 
     /// Ready when nothing waits to be written.

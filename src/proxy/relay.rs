@@ -304,7 +304,7 @@ impl<'a> Flow<'a> {
         is_last: bool,
     ) -> Poll<Result<usize, Broke>> {
         if let (Some(pipe), Some(to)) = (self.pipe.as_mut().filter(|pipe| pipe.held() > 0), to.plain()) {
-            ready!(empty(cx, pipe, to)).map_err(|_| Broke::To)?;
+            ready!(pipe.poll_empty(cx, to)).map_err(|_| Broke::To)?;
             self.moved += 1;
             return Poll::Ready(Ok(0));
         }
@@ -408,7 +408,7 @@ impl<'a> Flow<'a> {
             };
             let (buffer, mut copied) = (&mut self.buffer, 0);
             let filled = from.try_io(Interest::READABLE, || {
-                match pipe.fill(from) {
+                match pipe.fill(from, usize::MAX) {
                     // The pipe is empty: so is the socket, or it is at its end. Unless an urgent byte is next, before which
                     // the kernel says the same for ever: a read passes it.
                     Ok(0) => {}
@@ -441,16 +441,6 @@ impl<'a> Flow<'a> {
     fn let_go(&mut self) {
         give_back(self.buffer.take());
         self.pipe = None;
-    }
-}
-
-fn empty(cx: &mut Context<'_>, pipe: &mut Pipe, to: &TcpStream) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(to.poll_write_ready(cx))?;
-        match to.try_io(Interest::WRITABLE, || pipe.empty(to)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return Poll::Ready(done),
-        }
     }
 }
 

@@ -7,9 +7,12 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 /// What a pipe is asked to hold: 64 pieces of a packet or more each. The kernel's own default is 16, which a network
 /// card fills with 23 KiB.
@@ -79,17 +82,45 @@ impl Pipe {
         self.held
     }
 
-    /// Moves what there is into the pipe, which must be empty; 0: the socket has come to its end.
-    pub(super) fn fill(&mut self, from: impl AsFd) -> io::Result<usize> {
+    /// Moves what there is, but no more than `limit` bytes, into the pipe, which must be empty; 0: the socket has come to
+    /// its end.
+    pub(super) fn fill(&mut self, from: impl AsFd, limit: usize) -> io::Result<usize> {
         let Some(ends) = self.ends.as_ref().filter(|_| self.held == 0) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        self.held = moved(|| splice(&from, None, &ends.writer, None, PIPE_BYTES, flags()))?;
+        self.held = moved(|| splice(&from, None, &ends.writer, None, limit.min(PIPE_BYTES), flags()))?;
         Ok(self.held)
     }
 
+    /// The same for who waits.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        limit: usize,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            match from.try_io(Interest::READABLE, || self.fill(from, limit)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    /// Moves what is in the pipe out of it; ready when some of it went.
+    pub(super) fn poll_empty(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || self.empty(to)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
     /// Moves what is in the pipe out of it; says how much of it went.
-    pub(super) fn empty(&mut self, to: impl AsFd) -> io::Result<usize> {
+    fn empty(&mut self, to: impl AsFd) -> io::Result<usize> {
         let Some(ends) = &self.ends else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -208,15 +239,15 @@ mod tests {
         drop(one);
         let one = Pipe::take().unwrap();
         far.write_all(b"left behind").unwrap();
-        assert_eq!(two.fill(&near).unwrap(), 11);
-        assert!(two.fill(&near).is_err(), "it is not empty");
+        assert_eq!(two.fill(&near, usize::MAX).unwrap(), 11);
+        assert!(two.fill(&near, usize::MAX).is_err(), "it is not empty");
         drop((one, two));
         let pipes = [Pipe::take().unwrap(), Pipe::take().unwrap()];
         assert!(Pipe::take().is_none());
         let (mut other, to) = pair();
         for mut pipe in pipes {
             far.write_all(b"new").unwrap();
-            assert_eq!((pipe.fill(&near).unwrap(), pipe.empty(&to).unwrap(), pipe.held()), (3, 3, 0));
+            assert_eq!((pipe.fill(&near, usize::MAX).unwrap(), pipe.empty(&to).unwrap(), pipe.held()), (3, 3, 0));
             let mut read = [0; 3];
             other.read_exact(&mut read).unwrap();
             assert_eq!(&read, b"new", "nothing of what somebody else left");
@@ -229,10 +260,10 @@ mod tests {
         far.write_all(b"the last").unwrap();
         drop(far);
         let mut pipe = Pipe::take().unwrap();
-        assert_eq!(pipe.fill(&near).unwrap(), 8);
+        assert_eq!(pipe.fill(&near, usize::MAX).unwrap(), 8);
         let (mut other, to) = pair();
         assert_eq!(pipe.empty(&to).unwrap(), 8);
-        assert_eq!(pipe.fill(&near).unwrap(), 0);
+        assert_eq!(pipe.fill(&near, usize::MAX).unwrap(), 0);
         drop(to);
         let mut read = String::new();
         other.read_to_string(&mut read).unwrap();

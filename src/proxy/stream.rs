@@ -29,6 +29,14 @@ impl Stream {
         }
     }
 
+    /// The connection, if what passes is not sealed.
+    pub(super) fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(_) => None,
+        }
+    }
+
     /// Pending if nothing can be there to be read: less than asking for it. With TLS something may always be.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

@@ -63,6 +63,21 @@ impl Body {
         }
     }
 
+    /// How many bytes are to come that are passed on as they are, if their number is known.
+    pub(in crate::proxy) fn left(&self) -> Option<u64> {
+        match self.rest {
+            Rest::Known(left) if self.ready == 0 => Some(left),
+            _ => None,
+        }
+    }
+
+    /// So many of those have been passed on by another way than through the buffer.
+    pub(in crate::proxy) fn pass(&mut self, count: usize) {
+        if let Rest::Known(left) = &mut self.rest {
+            *left = left.saturating_sub(count as u64);
+        }
+    }
+
     /// Whether all of it has been read; some of that may still be ready to be sent.
     pub(in crate::proxy) fn is_read(&self) -> bool {
         match &self.rest {

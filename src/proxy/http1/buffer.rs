@@ -132,6 +132,11 @@ impl Input {
         self.filled().is_empty()
     }
 
+    /// Whether the last read came back full.
+    pub(in crate::proxy) fn is_bulk(&self) -> bool {
+        self.is_bulk
+    }
+
     pub(in crate::proxy) fn is_full(&self) -> bool {
         self.buffer.as_ref().is_some_and(Buffer::is_full)
     }

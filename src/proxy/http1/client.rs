@@ -14,6 +14,7 @@ use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
@@ -530,6 +531,14 @@ impl Front for Client {
         self.output.bytes().extend_from_slice(&bytes[..count]);
         let _ = self.poll_flush(cx)?;
         Poll::Ready(Ok(count))
+    }
+
+    fn poll_socket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<&TcpStream>>> {
+        if self.framing == Framing::Chunks || self.stream.plain().is_none() {
+            return Poll::Ready(Ok(None));
+        }
+        ready!(self.poll_flush(cx))?;
+        Poll::Ready(Ok(self.stream.plain()))
     }
 
     fn has_written(&mut self) -> bool {

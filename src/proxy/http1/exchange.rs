@@ -11,6 +11,7 @@ use super::body::Body;
 use super::chunked::Output;
 use super::head::{FIELDS_INLINE, Length, ResponseHead, Scan, parse_response};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
+use crate::proxy::splice::Pipe;
 use crate::proxy::upstream::Upstream;
 
 /// What a response's head may take.
@@ -19,6 +20,10 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const PIECES_MAX: usize = 4;
 /// Interim responses (1xx) before the one that counts.
 const INTERIM_MAX: usize = 16;
+/// What is left of a body that is worth a pipe.
+const LONG_BYTES: u64 = 128 * 1024;
+/// What one client's body may move before others have their turn.
+const TURN_BYTES: usize = 1024 * 1024;
 
 pub(in crate::proxy) struct Exchange<'x, 'a, F> {
     attempt: &'x mut Attempt<'a>,
@@ -40,6 +45,10 @@ pub(in crate::proxy) struct Exchange<'x, 'a, F> {
     has_moved: bool,
     /// The backend takes no more of the request for now.
     is_blocked: bool,
+    /// Through which a long body goes.
+    pipe: Option<Pipe>,
+    /// There is none for it, or its sockets have no use for one.
+    has_no_pipe: bool,
 }
 
 /// The request's way.
@@ -86,6 +95,8 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             since: now,
             has_moved: false,
             is_blocked: false,
+            pipe: None,
+            has_no_pipe: false,
         }
     }
 
@@ -228,6 +239,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
     /// Ready when the response has been handed over whole, or the protocol has changed.
     fn poll_down(&mut self, cx: &mut Context<'_>, upstream: &mut Upstream) -> Poll<Result<(), Miss>> {
         loop {
+            ready!(self.poll_piped(cx, upstream))?;
             match &mut self.down {
                 Down::Head => ready!(self.poll_head(cx, upstream))?,
                 Down::Switched => return self.front.poll_finish(cx, &[]).map_err(|_| Miss::ClientGone),
@@ -259,6 +271,64 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 }
             }
         }
+    }
+
+    /// Has the kernel move what is left of a long body from socket to socket. Ready when nothing is left, or when it has to
+    /// be copied.
+    fn poll_piped(&mut self, cx: &mut Context<'_>, upstream: &Upstream) -> Poll<Result<(), Miss>> {
+        let Self { front, down: Down::Body(body), pipe, has_no_pipe, has_moved, .. } = self else {
+            return Poll::Ready(Ok(()));
+        };
+        let is_long = |body: &Body| body.left().is_some_and(|left| left >= LONG_BYTES);
+        // What was read goes first.
+        let may_be = upstream.input.is_bulk() && upstream.input.is_empty() && !*has_no_pipe;
+        if pipe.is_none() && !(may_be && is_long(body)) {
+            return Poll::Ready(Ok(()));
+        }
+        let socket = ready!(front.poll_socket(cx)).map_err(|_| Miss::ClientGone)?;
+        let (Some(from), Some(to)) = (upstream.stream.plain(), socket) else {
+            *has_no_pipe = true;
+            return Poll::Ready(Ok(()));
+        };
+        let mut turn_bytes = 0;
+        while let Some(left @ 1..) = body.left().map(|left| left + pipe.as_ref().map_or(0, Pipe::held) as u64) {
+            if pipe.is_none() {
+                *pipe = Pipe::take();
+            }
+            let Some(way) = pipe.as_mut() else {
+                *has_no_pipe = true;
+                return Poll::Ready(Ok(()));
+            };
+            if way.held() > 0 {
+                ready!(way.poll_empty(cx, to)).map_err(|_| Miss::ClientGone)?;
+                *has_moved = true;
+                continue;
+            }
+            if turn_bytes >= TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let filled = way.poll_fill(cx, from, usize::try_from(left).unwrap_or(usize::MAX));
+            match filled {
+                Poll::Ready(Ok(count @ 1..)) => {
+                    body.pass(count);
+                    turn_bytes += count;
+                    *has_moved = true;
+                }
+                // Nobody holds a pipe to wait with.
+                Poll::Pending => {
+                    *pipe = None;
+                    return Poll::Pending;
+                }
+                // What this is, its end or an urgent byte or no socket for it, a read will tell.
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    (*pipe, *has_no_pipe) = (None, true);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        *pipe = None;
+        Poll::Ready(Ok(()))
     }
 
     /// Ready when a head has been dealt with, whichever.
