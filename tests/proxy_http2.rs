@@ -5,6 +5,8 @@
 mod backends;
 #[path = "proxy_http2/floods.rs"]
 mod floods;
+#[path = "proxy_http2/links.rs"]
+mod links;
 #[path = "proxy_http2/requests.rs"]
 mod requests;
 #[path = "proxy_http2/sections.rs"]

@@ -14,7 +14,7 @@ use super::support::{Bed, Node, Origin, Wire, app, until};
 use super::{Stage, origin};
 
 /// A proxy in front of backends that speak h2c.
-fn before(backends: &[SocketAddr]) -> Stage {
+pub(super) fn before(backends: &[SocketAddr]) -> Stage {
     let bed = Bed::with(|config| config.workers = 1);
     let port = bed.port();
     let node = |(id, at): (u64, &SocketAddr)| {
@@ -28,7 +28,7 @@ fn before(backends: &[SocketAddr]) -> Stage {
 }
 
 /// A backend that is told each frame of its connections and says what it likes.
-fn raw(serve: impl Fn(&mut Client, Frame) + Send + Sync + 'static) -> Origin {
+pub(super) fn raw(serve: impl Fn(&mut Client, Frame) + Send + Sync + 'static) -> Origin {
     Origin::start(move |mut stream| {
         let mut preface = [0; 24];
         if stream.read_exact(&mut preface).is_err() {
@@ -52,7 +52,7 @@ fn raw(serve: impl Fn(&mut Client, Frame) + Send + Sync + 'static) -> Origin {
 }
 
 /// `:status: 200`, of the static table.
-const STATUS_200: u8 = 0x88;
+pub(super) const STATUS_200: u8 = 0x88;
 
 #[test]
 fn requests_go_through_two_proxies() {

@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use tokio::time::Instant;
 
 use super::links::Ticket;
@@ -269,7 +269,9 @@ impl<F: Front> Exchange<'_, '_, F> {
                 Down::Head(response) => {
                     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                         self.interims += 1;
-                        if self.interims > INTERIM_MAX {
+                        // Nobody has asked for another protocol.
+                        let is_switch = interim.status() == StatusCode::SWITCHING_PROTOCOLS;
+                        if is_switch || self.interims > INTERIM_MAX {
                             return Poll::Ready(Err(Miss::Nonsense));
                         }
                         with_head(&interim, Length::None, |head| self.front.interim(head));
@@ -343,7 +345,9 @@ impl<F: Front> Exchange<'_, '_, F> {
             said => said,
         };
         with_head(&response, said, |head| self.front.begin(head, length));
-        self.down = Down::Body { body, piece: Bytes::new(), trailers: Vec::new(), is_read: false };
+        // What comes behind a response that has no body is nobody's: it would be taken for the next response. The stream
+        // is reset if there is any.
+        self.down = Down::Body { body, piece: Bytes::new(), trailers: Vec::new(), is_read: is_without };
         self.has_moved = false;
         self.since = Instant::now();
         self.attempt.lease.backend().load.succeeded(self.since.into());

@@ -1,0 +1,156 @@
+//! Connections to backends that speak HTTP/2 (`h2c`), and what goes wrong on them.
+
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::backends::{STATUS_200, before, raw};
+use super::support::frames::*;
+use super::support::{Origin, Wire};
+use super::{Stage, origin};
+
+/// A backend that does `act` with the first request on its first connection, and answers every other with its number.
+fn at_first(act: impl Fn(&mut Client, u32) + Send + Sync + 'static) -> (Origin, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let origin = raw(move |client, frame| {
+        if frame.kind == HEADERS {
+            match count.fetch_add(1, Ordering::SeqCst) {
+                0 => act(client, frame.stream),
+                number => {
+                    client.send(HEADERS, END_HEADERS, frame.stream, [STATUS_200]);
+                    client.send(DATA, END_STREAM, frame.stream, number.to_string());
+                }
+            }
+        }
+    });
+    (origin, seen)
+}
+
+#[test]
+fn a_response_without_a_body_has_none() {
+    const EVIL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    for status in ["204", "304"] {
+        let answer = move |client: &mut Client, stream| {
+            client.send(HEADERS, END_HEADERS, stream, block(&[(":status", status)]));
+            client.send(DATA, 0, stream, EVIL);
+            client.send(HEADERS, END_HEADERS | END_STREAM, stream, block(&[("x-sum", "1")]));
+        };
+        let (first, _) = at_first(answer);
+        let stage = before(&[first.address]);
+        let mut wire = Wire::new(stage.bed.connect(stage.port));
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(wire.response().status().to_string(), status);
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(wire.response().text(), "1", "{status}");
+        let (first, _) = at_first(answer);
+        let stage = before(&[first.address]);
+        let mut client = stage.client();
+        let answer = client.ask(1, "/");
+        assert_eq!((answer.status.to_string().as_str(), answer.is_whole), (status, true));
+        assert!(answer.body.is_empty() && answer.trailers.is_empty());
+        assert_eq!(client.ask(3, "/").text(), "1", "{status}");
+    }
+}
+
+/// What becomes of a response that is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The client is told that the backend is no good.
+    BadGateway,
+    /// It has begun, and does not look whole.
+    Broken,
+}
+
+#[test]
+fn nonsense_of_a_backend_is_no_response() {
+    type Act = fn(&mut Client, u32);
+    let cases: [(&str, Act, Fate); 8] = [
+        ("no status", |client, id| client.send(HEADERS, END_HEADERS, id, block(&[("x", "y")])), Fate::BadGateway),
+        (
+            "a status of letters",
+            |client, id| client.send(HEADERS, END_HEADERS, id, block(&[(":status", "abc")])),
+            Fate::BadGateway,
+        ),
+        ("a body first", |client, id| client.send(DATA, END_STREAM, id, "abc"), Fate::BadGateway),
+        (
+            "another protocol",
+            |client, id| {
+                let block = block(&[(":status", "101"), ("x-upgrade", "websocket")]);
+                client.send(HEADERS, END_HEADERS, id, block);
+            },
+            Fate::BadGateway,
+        ),
+        (
+            "hints without end",
+            |client, id| {
+                for _ in 0..100 {
+                    client.send(HEADERS, END_HEADERS, id, block(&[(":status", "103"), ("link", "</a>")]));
+                }
+            },
+            Fate::BadGateway,
+        ),
+        (
+            "less than was said",
+            |client, id| {
+                client.send(HEADERS, END_HEADERS, id, block(&[(":status", "200"), ("content-length", "5")]));
+                client.send(DATA, END_STREAM, id, "abc");
+            },
+            Fate::Broken,
+        ),
+        (
+            "more than was said",
+            |client, id| {
+                client.send(HEADERS, END_HEADERS, id, block(&[(":status", "200"), ("content-length", "2")]));
+                client.send(DATA, END_STREAM, id, "abc");
+            },
+            Fate::Broken,
+        ),
+        (
+            "a length that is none",
+            |client, id| {
+                client.send(HEADERS, END_HEADERS, id, block(&[(":status", "200"), ("content-length", "+3")]));
+                client.send(DATA, END_STREAM, id, "abc");
+            },
+            Fate::BadGateway,
+        ),
+    ];
+    for (what, act, fate) in cases {
+        let (backend, _) = at_first(act);
+        let stage = before(&[backend.address]);
+        let mut wire = Wire::new(stage.bed.connect(stage.port));
+        // No request that may be asked again.
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+        let response = loop {
+            let response = wire.response();
+            assert_ne!(response.status(), 101, "{what}");
+            if response.status() >= 200 {
+                break response;
+            }
+        };
+        // More than was said may be found out before anything is passed on, or after.
+        let is_none = response.status() == 502 || response.is_cut;
+        assert!(is_none && (fate == Fate::Broken || response.status() == 502), "{what}: {response:?}");
+        let (backend, _) = at_first(act);
+        let stage = before(&[backend.address]);
+        let mut client = stage.client();
+        client.send(HEADERS, END_HEADERS | END_STREAM, 1, request("POST", "/", &[]));
+        let answer = client.answer(1);
+        let is_none = answer.status == 502 || answer.reset == Some(INTERNAL_ERROR);
+        assert!(is_none && (fate == Fate::Broken || answer.status == 502), "{what}: {answer:?}");
+        assert!(client.is_alive(), "{what}");
+        assert!(!client.ask(3, "/").text().is_empty(), "{what}: the backend is asked again");
+    }
+}
+
+#[test]
+fn hints_of_a_backend_pass() {
+    let (backend, _) = at_first(|client, id| {
+        client.send(HEADERS, END_HEADERS, id, block(&[(":status", "103"), ("link", "</a>")]));
+        client.send(HEADERS, END_HEADERS | END_STREAM, id, [STATUS_200]);
+    });
+    let stage = before(&[backend.address]);
+    let mut client = stage.client();
+    let answer = client.ask(1, "/");
+    assert_eq!((answer.informational, answer.status, answer.is_whole), (vec![103], 200, true));
+}
