@@ -154,3 +154,23 @@ fn hints_of_a_backend_pass() {
     let answer = client.ask(1, "/");
     assert_eq!((answer.informational, answer.status, answer.is_whole), (vec![103], 200, true));
 }
+
+#[test]
+fn who_takes_nothing_holds_up_nobody_else() {
+    let (origin, _) = origin();
+    let behind = Stage::new(&[origin.address]);
+    let stage = before(&[behind.bed.address(behind.port)]);
+    let accepted = behind.bed.counters.connections.get();
+    let mut stalled = Client::with(stage.bed.connect(stage.port), &[(4, 0)]);
+    for number in 0..60 {
+        stalled.get(1 + 2 * number, "/big");
+    }
+    stalled
+        .until("all have begun", |client| client.answers.values().filter(|answer| answer.status == 200).count() == 60);
+    let mut client = stage.client();
+    for number in 0..30 {
+        assert_eq!(client.ask(1 + 2 * number, "/big").body.len(), 100_000, "request {number}");
+    }
+    assert_eq!(behind.bed.counters.connections.get() - accepted, 1, "they share a connection");
+    assert!(stalled.answers.values().all(|answer| answer.body.is_empty()));
+}

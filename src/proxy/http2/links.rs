@@ -24,8 +24,9 @@ use crate::proxy::stream::Stream;
 const LINKS_MAX: usize = 4;
 /// Requests on one connection before another is opened, if the backend allows so many.
 const STREAMS_MAX: usize = 100;
-/// What a backend may send, on all streams of a connection together, before it was passed on.
-const WINDOW_BYTES: u32 = 1024 * 1024;
+/// What a backend may send, on all streams of a connection together, before it was passed on: as much as all streams
+/// may hold that are stalled by their clients, so that they hold up nobody else.
+const WINDOW_BYTES: u32 = STREAMS_MAX as u32 * STREAM_WINDOW_BYTES;
 /// What waits to be sent on one stream.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// What a response's header may take, as of HTTP/1.1.
