@@ -84,6 +84,11 @@ impl Request {
         self.is_head
     }
 
+    /// Whether it does no harm if two backends get it, or one gets it twice.
+    pub(super) fn may_repeat(&self) -> bool {
+        self.may_repeat
+    }
+
     /// Whether it asks for the protocols that a backend says it changes to.
     pub(super) fn asks_for(&self, protocols: &[u8]) -> bool {
         let asked = self.upgrade.as_deref().unwrap_or_default();

@@ -156,6 +156,74 @@ fn hints_of_a_backend_pass() {
 }
 
 #[test]
+fn a_connection_that_ends_is_replaced_by_another_to_the_same_backend() {
+    let away = |client: &mut Client, _| client.send(GOAWAY, 0, 0, [0; 8]);
+    let away_and_closed = |client: &mut Client, _| {
+        client.send(GOAWAY, 0, 0, [0; 8]);
+        client.stream.shutdown(Shutdown::Both).unwrap();
+    };
+    for act in [away, away_and_closed] {
+        let (backend, seen) = at_first(act);
+        let stage = before(&[backend.address]);
+        let mut wire = Wire::new(stage.bed.connect(stage.port));
+        // A POST, too: nothing was done with it.
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok");
+        let response = wire.response();
+        assert_eq!((response.status(), response.text()), (200, "1"));
+        assert_eq!((seen.load(Ordering::SeqCst), backend.accepted.load(Ordering::SeqCst)), (2, 2));
+    }
+}
+
+#[test]
+fn a_connection_that_is_closed_just_as_it_is_used_is_no_failure() {
+    // The first request is answered, the second finds the connection closed.
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let backend = raw(move |client, frame| {
+        if frame.kind == HEADERS {
+            count.fetch_add(1, Ordering::SeqCst);
+            match frame.stream {
+                1 => client.send(HEADERS, END_HEADERS | END_STREAM, 1, [STATUS_200]),
+                _ => client.stream.shutdown(Shutdown::Both).unwrap(),
+            }
+        }
+    });
+    let stage = before(&[backend.address]);
+    let mut client = stage.client();
+    for number in 0..10 {
+        assert_eq!(client.ask(1 + 2 * number, "/").status, 200, "request {number}");
+    }
+    assert_eq!((seen.load(Ordering::SeqCst), stage.bed.counters.retries.get()), (19, 0));
+    // What may not be asked twice is not.
+    client.send(HEADERS, END_HEADERS | END_STREAM, 101, request("POST", "/", &[]));
+    assert_eq!(client.answer(101).status, 502);
+    assert_eq!(seen.load(Ordering::SeqCst), 20);
+}
+
+#[test]
+fn what_is_refused_goes_elsewhere_with_its_body() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let refusing = raw(move |client, frame| {
+        if frame.kind == HEADERS {
+            count.fetch_add(1, Ordering::SeqCst);
+            client.reset(frame.stream, REFUSED_STREAM);
+        }
+    });
+    let (origin, seen) = origin();
+    let good = Stage::new(&[origin.address]);
+    let stage = before(&[refusing.address, good.bed.address(good.port)]);
+    let mut wire = Wire::new(stage.bed.connect(stage.port));
+    for number in 0..10 {
+        wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nnumber {number}"));
+        let response = wire.response();
+        assert_eq!((response.status(), response.text()), (200, &*format!("number {number}")));
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 10);
+    assert!(refused.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
 fn who_takes_nothing_holds_up_nobody_else() {
     let (origin, _) = origin();
     let behind = Stage::new(&[origin.address]);

@@ -12,14 +12,15 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use tokio::time::Instant;
 
-use super::links::Ticket;
+use super::links::{self, Ticket};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
 use crate::proxy::http1::chunked::{Decoder, Output};
 use crate::proxy::http1::fields::may_trail;
 use crate::proxy::http1::head::{Field, Length, ResponseHead};
 
-/// Connections that one request is tried on before its backend counts as one that cannot be reached.
-const LINKS_MAX: usize = 3;
+/// Connections that one request is tried on before its backend counts as one that cannot be reached: all that there are
+/// may have been closed while they were idle.
+const LINKS_MAX: usize = links::LINKS_MAX + 1;
 /// Fields of a request as we write it: those of a client and a few of ours.
 const FIELDS_MAX: usize = 160;
 /// Interim responses (1xx) before the one that counts.
@@ -53,8 +54,12 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
             is_clients_turn: false,
             since: Instant::now(),
             has_moved: false,
+            is_over: false,
         };
-        return poll_fn(|cx| exchange.poll(cx)).await;
+        match poll_fn(|cx| exchange.poll(cx)).await {
+            Err(miss) if exchange.may_begin_anew(miss) => exchange.ticket.link.leave(),
+            ended => return ended,
+        }
     }
     Err(Miss::Unsent)
 }
@@ -71,6 +76,8 @@ struct Exchange<'x, 'a, F> {
     is_clients_turn: bool,
     since: Instant,
     has_moved: bool,
+    /// Whether it was the connection's end that came instead of a response.
+    is_over: bool,
 }
 
 /// The request's way.
@@ -80,7 +87,7 @@ struct Up {
     raw: Vec<u8>,
     /// Bytes of the body that wait to be sent.
     ready: Bytes,
-    /// Whether anything of the body was taken, so that it cannot be sent to another.
+    /// Whether anything of the body was taken from the front, so that it cannot be sent to another.
     has_taken: bool,
     is_done: bool,
 }
@@ -128,8 +135,7 @@ impl Up {
         *request.version_mut() = http::Version::HTTP_2;
         let raw = bytes.get(end..).unwrap_or_default().to_vec();
         let is_done = matches!(body, Coding::None);
-        let has_taken = !raw.is_empty();
-        Some((request, Self { body, raw, ready: Bytes::new(), has_taken, is_done }))
+        Some((request, Self { body, raw, ready: Bytes::new(), has_taken: false, is_done }))
     }
 
     /// Takes what was framed out of its frame.
@@ -278,7 +284,10 @@ impl<F: Front> Exchange<'_, '_, F> {
                     }
                     let response = match Pin::new(response).poll(cx) {
                         Poll::Ready(Ok(response)) => response,
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(self.miss(&error))),
+                        Poll::Ready(Err(error)) => {
+                            let miss = self.miss(&error);
+                            return Poll::Ready(Err(miss));
+                        }
                         Poll::Pending => {
                             if let Poll::Ready(Err(_)) = self.front.poll_flush(cx) {
                                 return Poll::Ready(Err(Miss::ClientGone));
@@ -355,13 +364,25 @@ impl<F: Front> Exchange<'_, '_, F> {
     }
 
     /// What an error means that came instead of a response.
-    fn miss(&self, error: &h2::Error) -> Miss {
+    fn miss(&mut self, error: &h2::Error) -> Miss {
         // It says that nothing was done with it (RFC 9113, 8.7).
         let is_refused = error.reason() == Some(Reason::REFUSED_STREAM) && error.is_reset();
         let is_beyond = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
+        self.is_over = !error.is_reset();
         match (is_refused || is_beyond, self.up.has_taken) {
             (true, false) => Miss::Unsent,
             _ => Miss::Lost,
+        }
+    }
+
+    /// Whether the same backend may be asked again over another connection, since it was the connection's end that came
+    /// between: one that the backend announced, or one that was closed just as the request was sent.
+    fn may_begin_anew(&self, miss: Miss) -> bool {
+        match miss {
+            _ if !self.is_over => false,
+            Miss::Unsent => true,
+            Miss::Lost => !self.ticket.is_fresh && self.attempt.request.may_repeat(),
+            _ => false,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::backend::{Backend, Load};
 use crate::proxy::stream::Stream;
 
 /// Connections of one worker to one backend.
-const LINKS_MAX: usize = 4;
+pub(super) const LINKS_MAX: usize = 4;
 /// Requests on one connection before another is opened, if the backend allows so many.
 const STREAMS_MAX: usize = 100;
 /// What a backend may send, on all streams of a connection together, before it was passed on: as much as all streams
@@ -78,12 +78,14 @@ impl Link {
 pub(super) struct Ticket {
     pub(super) link: Rc<Link>,
     pub(super) sender: SendRequest<Bytes>,
+    /// Whether the connection was opened for this request.
+    pub(super) is_fresh: bool,
 }
 
 impl Ticket {
-    fn new(link: &Rc<Link>) -> Self {
+    fn new(link: &Rc<Link>, is_fresh: bool) -> Self {
         link.open.set(link.open.get() + 1);
-        Self { link: Rc::clone(link), sender: link.sender.clone() }
+        Self { link: Rc::clone(link), sender: link.sender.clone(), is_fresh }
     }
 }
 
@@ -98,14 +100,14 @@ impl Place {
     fn find(&self) -> Option<Ticket> {
         let mut links = self.links.borrow_mut();
         links.retain(|link| link.is_good());
-        links.iter().find(|link| link.has_room()).map(Ticket::new)
+        links.iter().find(|link| link.has_room()).map(|link| Ticket::new(link, false))
     }
 
     /// The one with the fewest requests, if there are as many as there may be.
     fn least(&self) -> Option<Ticket> {
         let links = self.links.borrow();
         let least = (links.len() >= LINKS_MAX).then(|| links.iter().min_by_key(|link| link.open.get()));
-        least.flatten().map(Ticket::new)
+        least.flatten().map(|link| Ticket::new(link, false))
     }
 }
 
@@ -137,7 +139,7 @@ impl Links {
             return None;
         };
         place.links.borrow_mut().push(Rc::clone(&link));
-        Some(Ticket::new(&link))
+        Some(Ticket::new(&link, true))
     }
 
     /// Lets go of what is closed, old, or to a backend that is gone.
