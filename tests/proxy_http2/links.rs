@@ -155,6 +155,28 @@ fn hints_of_a_backend_pass() {
     assert_eq!((answer.informational, answer.status, answer.is_whole), (vec![103], 200, true));
 }
 
+/// A target that HTTP/1.1 lets pass and this protocol does not.
+#[test]
+fn a_target_is_asked_for_in_words_of_the_protocol() {
+    let origin = Origin::start(|stream| {
+        let mut wire = Wire::new(stream);
+        while let Some(request) = wire.request() {
+            let target = request.line.split(' ').nth(1).unwrap();
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len()));
+        }
+    });
+    let behind = Stage::new(&[origin.address]);
+    let stage = before(&[behind.bed.address(behind.port)]);
+    for (target, wanted) in
+        [("/a`b", "/a%60b"), ("/?q=\"x\"", "/?q=%22x%22"), ("/a|b^{c}\\?d`e", "/a|b^{c}\\?d`e"), ("/%60", "/%60")]
+    {
+        let mut wire = Wire::new(stage.bed.connect(stage.port));
+        wire.send(format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok"));
+        let response = wire.response();
+        assert_eq!((response.status(), response.text()), (200, wanted), "{target}");
+    }
+}
+
 #[test]
 fn a_connection_that_ends_is_replaced_by_another_to_the_same_backend() {
     let away = |client: &mut Client, _| client.send(GOAWAY, 0, 0, [0; 8]);

@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::CONTENT_LENGTH;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use tokio::time::Instant;
 
@@ -130,7 +131,7 @@ impl Up {
                 }
             }
         }
-        let uri = Uri::builder().scheme("http").authority(host).path_and_query(head.path?);
+        let uri = Uri::builder().scheme("http").authority(host).path_and_query(target(head.path?)?);
         *request.uri_mut() = uri.build().ok()?;
         *request.version_mut() = http::Version::HTTP_2;
         let raw = bytes.get(end..).unwrap_or_default().to_vec();
@@ -387,6 +388,12 @@ impl<F: Front> Exchange<'_, '_, F> {
     }
 }
 
+/// A request's target as this protocol can say it: of what HTTP/1.1 takes, two characters have to be escaped, each in
+/// its place.
+fn target(text: &str) -> Option<PathAndQuery> {
+    text.parse().or_else(|_| text.replace('`', "%60").replace('"', "%22").parse()).ok()
+}
+
 /// A response's head in its neutral form.
 fn with_head<T>(response: &Response<()>, length: Length, look: impl FnOnce(&ResponseHead<'_, '_>) -> T) -> T {
     let fields: Vec<Field<'_>> = response
@@ -425,4 +432,21 @@ pub(super) fn read_lines(lines: &[u8]) -> HeaderMap {
         }
     }
     trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_of_http1_can_be_said() {
+        for byte in (b'!'..=b'~').filter(|byte| !matches!(byte, b'#' | b'<' | b'>')) {
+            for text in [format!("/a{}b", char::from(byte)), format!("/?a{}b", char::from(byte))] {
+                let said = target(&text).unwrap();
+                let escaped = text.replace(char::from(byte), &format!("%{byte:02X}"));
+                assert!(said.as_str() == text || said.as_str() == escaped, "{text}: {said}");
+            }
+        }
+        assert_eq!(target("*").unwrap(), "*");
+    }
 }
