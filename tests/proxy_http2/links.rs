@@ -264,3 +264,57 @@ fn who_takes_nothing_holds_up_nobody_else() {
     assert_eq!(behind.bed.counters.connections.get() - accepted, 1, "they share a connection");
     assert!(stalled.answers.values().all(|answer| answer.body.is_empty()));
 }
+
+/// Both ends of gRPC's for Go send a window and a PING for every round in which something came.
+#[test]
+fn who_measures_the_way_with_every_message_is_no_flood() {
+    const MESSAGES: usize = 600;
+    let measure = |client: &mut Client| {
+        client.window(0, 5);
+        client.send(PING, 0, 0, *b"measured");
+    };
+    let backend = raw(move |client, frame| match frame.kind {
+        HEADERS => client.send(HEADERS, END_HEADERS, frame.stream, [STATUS_200]),
+        DATA => {
+            measure(client);
+            client.send(DATA, 0, frame.stream, "pong!");
+        }
+        _ => {}
+    });
+    let stage = before(&[backend.address]);
+    let mut client = stage.client();
+    client.gives_way = false;
+    client.post(1, "/", &[]);
+    for number in 1..=MESSAGES {
+        client.data(1, 0, "ping!");
+        client
+            .until("an answer", |client| client.answers.get(&1).is_some_and(|answer| answer.body.len() == 5 * number));
+        measure(&mut client);
+        client.frames.clear();
+    }
+    assert!(client.is_alive() && client.goaways.is_empty() && client.answers[&1].reset.is_none());
+}
+
+#[test]
+fn large_heads_are_no_flood() {
+    let (origin, _) = origin();
+    let behind = Stage::new(&[origin.address]);
+    let value = "v".repeat(12_000);
+    let backend = raw(move |client, frame| {
+        if frame.kind == HEADERS {
+            let fields = block(&[(":status", "200"), ("x", &*value)]);
+            client.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, fields);
+        }
+    });
+    let heads = before(&[backend.address]);
+    let mut client = heads.client();
+    for number in 0..300 {
+        assert_eq!(client.ask(1 + 2 * number, "/").status, 200, "request {number}");
+    }
+    // And large targets of a client.
+    let path = format!("/{}", "p".repeat(6_000));
+    let mut client = behind.client();
+    for number in 0..300 {
+        assert_eq!(client.ask(1 + 2 * number, &path).status, 200, "request {number}");
+    }
+}

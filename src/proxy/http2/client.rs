@@ -16,6 +16,7 @@ use http::Request;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::exchange::field_bytes;
 use super::stock::{Piece, Stock};
 use super::stream::{self, Exchange};
 use super::wire::Wire;
@@ -277,7 +278,9 @@ impl Driver {
 fn accept(session: &Rc<Session>, request: Request<RecvStream>, mut respond: SendResponse<Piece>) {
     session.worker.shared.counters.requests.inc();
     let (parts, body) = request.into_parts();
-    let bytes = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let said = [parts.uri.scheme_str(), parts.uri.authority().map(|it| it.as_str()), Some(parts.method.as_str())];
+    let path_bytes = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
+    let bytes = field_bytes(&parts.headers) + path_bytes + said.into_iter().flatten().map(str::len).sum::<usize>();
     match Open::new(session, bytes) {
         Some(open) => match Exchange::new(open, &parts, body, respond) {
             Ok((exchange, request)) => drop(tokio::task::spawn_local(stream::run(exchange, request))),

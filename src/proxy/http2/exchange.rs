@@ -44,6 +44,7 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
             ticket.link.leave();
             continue;
         };
+        ticket.link.wire.count(|meter| meter.sent(0));
         let mut exchange = Exchange {
             attempt,
             front,
@@ -52,6 +53,7 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
             send,
             down: Down::Head(response),
             interims: 0,
+            response_bytes: 0,
             is_clients_turn: false,
             since: Instant::now(),
             has_moved: false,
@@ -73,6 +75,8 @@ struct Exchange<'x, 'a, F> {
     send: SendStream<Bytes>,
     down: Down,
     interims: usize,
+    /// What its heads and trailers took, unpacked.
+    response_bytes: usize,
     /// Whose turn it is as long as no response has begun.
     is_clients_turn: bool,
     since: Instant,
@@ -170,8 +174,8 @@ impl<F: Front> Exchange<'_, '_, F> {
         }
         match polled {
             Poll::Ready(Ok(())) => {
-                let head_bytes = self.attempt.request.bytes().len();
-                self.ticket.link.wire.count(|meter| meter.answered(head_bytes));
+                let bytes = self.attempt.request.bytes().len() + self.response_bytes;
+                self.ticket.link.wire.count(|meter| meter.answered(bytes));
                 Poll::Ready(Ok(Answered::Whole))
             }
             Poll::Ready(Err(miss)) if matches!(self.down, Down::Head(_)) => Poll::Ready(Err(miss)),
@@ -236,6 +240,7 @@ impl<F: Front> Exchange<'_, '_, F> {
                 Coding::None | Coding::Plain => self.front.is_body_done(),
             };
             if is_over {
+                self.ticket.link.wire.count(|meter| meter.sent(0));
                 let sent = match &self.up.body {
                     Coding::Chunks(decoder) if !decoder.trailers().is_empty() => {
                         self.send.send_trailers(read_lines(decoder.trailers()))
@@ -276,6 +281,7 @@ impl<F: Front> Exchange<'_, '_, F> {
                 Down::Head(response) => {
                     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                         self.interims += 1;
+                        self.response_bytes += field_bytes(interim.headers());
                         // Nobody has asked for another protocol.
                         let is_switch = interim.status() == StatusCode::SWITCHING_PROTOCOLS;
                         if is_switch || self.interims > INTERIM_MAX {
@@ -324,6 +330,7 @@ impl<F: Front> Exchange<'_, '_, F> {
                         Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Miss::Lost)),
                         Poll::Ready(None) => {
                             if let Some(fields) = ready!(body.poll_trailers(cx)).map_err(|_| Miss::Lost)? {
+                                self.response_bytes += field_bytes(&fields);
                                 put_lines(&fields, trailers);
                             }
                             *is_read = true;
@@ -343,6 +350,7 @@ impl<F: Front> Exchange<'_, '_, F> {
         if status < 200 {
             return Err(Miss::Nonsense);
         }
+        self.response_bytes += field_bytes(response.headers());
         let (parts, body) = response.into_parts();
         let response = Response::from_parts(parts, ());
         let is_without = self.attempt.request.is_head() || status == 204 || status == 304;
@@ -392,6 +400,11 @@ impl<F: Front> Exchange<'_, '_, F> {
 /// its place.
 fn target(text: &str) -> Option<PathAndQuery> {
     text.parse().or_else(|_| text.replace('`', "%60").replace('"', "%22").parse()).ok()
+}
+
+/// What fields take, unpacked.
+pub(super) fn field_bytes(fields: &HeaderMap) -> usize {
+    fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// A response's head in its neutral form.

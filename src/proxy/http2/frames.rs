@@ -48,6 +48,11 @@ impl Head {
         matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0
     }
 
+    /// Whether it is about the connection as a whole.
+    pub(super) fn is_of_connection(&self) -> bool {
+        self.stream == 0
+    }
+
     /// Whether it begins or goes on with a header block that others are to finish.
     fn leaves_block_open(&self) -> bool {
         matches!(self.kind, HEADERS | PUSH_PROMISE | CONTINUATION) && self.flags & END_HEADERS == 0

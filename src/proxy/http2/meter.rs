@@ -32,12 +32,24 @@ pub(super) struct Meter {
     is_client: bool,
     /// Bytes that make no whole credit yet.
     rest: u32,
+    /// Whether something was sent since the last PING that was free, and since the last window of the connection that
+    /// was. Who measures the way (gRPC does) sends one of each for every round in which something came.
+    owes_ping: bool,
+    owes_window: bool,
     refilled: Instant,
 }
 
 impl Meter {
     pub(super) fn new(is_client: bool, now: Instant) -> Self {
-        Self { credit: CREDIT_MAX, resets: RESETS_MAX, is_client, rest: 0, refilled: now }
+        Self {
+            credit: CREDIT_MAX,
+            resets: RESETS_MAX,
+            is_client,
+            rest: 0,
+            owes_ping: false,
+            owes_window: false,
+            refilled: now,
+        }
     }
 
     /// A frame has come.
@@ -56,7 +68,9 @@ impl Meter {
             HEADERS | CONTINUATION => 1 + head.length / 256,
             RST_STREAM if self.is_client => return self.give_up(now),
             SETTINGS => 8,
+            PING if std::mem::take(&mut self.owes_ping) => 0,
             PING => 4,
+            WINDOW_UPDATE if head.is_of_connection() && std::mem::take(&mut self.owes_window) => 0,
             WINDOW_UPDATE | RST_STREAM => 1,
             _ => 2 + head.length / 256,
         };
@@ -75,14 +89,15 @@ impl Meter {
         Ok(())
     }
 
-    /// A request was answered whose header was so long.
+    /// A request was answered; the headers that came from the peer for it were so long.
     pub(super) fn answered(&mut self, header_bytes: usize) {
         self.resets = (self.resets + 1).min(RESETS_MAX);
         self.pay(8 + u32::try_from(header_bytes / 128).unwrap_or(CREDIT_MAX));
     }
 
-    /// Bytes of a body have been sent.
+    /// A frame has been sent: a header, or one with bytes of a body.
     pub(super) fn sent(&mut self, bytes: usize) {
+        (self.owes_ping, self.owes_window) = (true, true);
         self.pay_bytes(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
@@ -112,9 +127,13 @@ mod tests {
     use crate::proxy::http2::frames::Follower;
 
     fn head(length: usize, kind: u8, flags: u8) -> Head {
+        head_on(1, length, kind, flags)
+    }
+
+    fn head_on(stream: u8, length: usize, kind: u8, flags: u8) -> Head {
         let mut bytes = vec![0, 0, 0, SETTINGS, 0, 0, 0, 0, 0];
         bytes.extend_from_slice(&(length as u32).to_be_bytes()[1..]);
-        bytes.extend_from_slice(&[kind, flags, 0, 0, 0, 1]);
+        bytes.extend_from_slice(&[kind, flags, 0, 0, 0, stream]);
         let mut last = None;
         let _ = Follower::new(false).follow(&bytes, |head| {
             last = Some(*head);
@@ -163,6 +182,26 @@ mod tests {
         assert_eq!(flood(4, WINDOW_UPDATE, 0, |meter| meter.sent(128)), usize::MAX);
         assert_eq!(flood(8000, HEADERS, 4, |meter| meter.answered(8000)), usize::MAX);
         assert_eq!(flood(4, RST_STREAM, 0, |meter| meter.answered(0)), usize::MAX);
+    }
+
+    #[test]
+    fn small_messages_pay_for_measuring_the_way() {
+        let now = Instant::now();
+        for is_client in [true, false] {
+            let mut meter = Meter::new(is_client, now);
+            let (ping, window) = (head_on(0, 8, PING, 0), head_on(0, 4, WINDOW_UPDATE, 0));
+            for _ in 0..20_000 {
+                meter.sent(5);
+                meter.frame(&window, now).unwrap();
+                meter.frame(&ping, now).unwrap();
+            }
+            // One of each, and not more.
+            let count = (0..20_000).take_while(|_| {
+                meter.sent(5);
+                meter.frame(&ping, now).and(meter.frame(&ping, now)).is_ok()
+            });
+            assert!(count.count() <= 550);
+        }
     }
 
     #[test]

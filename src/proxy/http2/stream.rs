@@ -262,6 +262,7 @@ impl Front for Exchange {
             response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(said));
         }
         count_response(&self.open.session, head.status);
+        self.open.session.wire.count(|meter| meter.sent(0));
         self.is_ended = matches!(length, Length::None | Length::Known(0));
         self.left = if let Length::Known(left) = length { Some(left) } else { None };
         // An error is met again when the body is sent.
@@ -314,6 +315,7 @@ impl Front for Exchange {
                 send.send_trailers(trailers)
             };
             sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            self.open.session.wire.count(|meter| meter.sent(0));
         }
         Poll::Ready(Ok(()))
     }
