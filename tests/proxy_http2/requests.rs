@@ -329,6 +329,49 @@ fn a_drain_lets_streams_finish() {
     assert_eq!(cut.recv_timeout(SOON).unwrap(), 0);
 }
 
+/// What has been taken from the backend and not yet been written is written, however slowly the client reads.
+#[test]
+fn a_client_that_reads_late_gets_the_tail_of_its_responses() {
+    const LENGTH: usize = 128 << 10;
+    let (told, taken) = mpsc::channel();
+    let origin = once(move |mut wire, _| {
+        wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\nConnection: close\r\n\r\n"));
+        wire.send(vec![b'x'; LENGTH]);
+        // Closed as soon as all was taken.
+        let _ = wire.rest();
+        let _ = told.send(());
+    });
+    for has_drain in [true, false] {
+        let idle = if has_drain { Duration::from_secs(75) } else { Duration::from_millis(300) };
+        let mut stage = Stage::with(&[origin.address], |config| config.timeouts.idle = idle);
+        let stream = stage.bed.connect(stage.port);
+        socket2::SockRef::from(&stream).set_recv_buffer_size(64 << 10).unwrap();
+        let mut client = Client::with(stream, &[(4, (1 << 31) - 1)]);
+        client.gives_way = false;
+        client.window(0, (1 << 31) - 1 - 65535);
+        // Nothing is read until no more is taken: what the kernel does not hold waits here.
+        let mut stream = 1;
+        client.get(stream, "/");
+        while taken.recv_timeout(Duration::from_millis(500)).is_ok() {
+            stream += 2;
+            client.get(stream, "/");
+        }
+        client.reset(stream, CANCEL);
+        taken.recv_timeout(SOON).expect("the end of the last at the backend");
+        let cut = has_drain.then(|| stage.bed.drain(SOON));
+        // Longer than a client is waited for that owes nothing and has all.
+        thread::sleep(Duration::from_millis(2500));
+        let is_whole = |client: &Client, id| client.answers.get(&id).is_some_and(|it: &Answer| it.is_whole);
+        client.until("all responses", |client| (1..stream).step_by(2).all(|id| is_whole(client, id)));
+        assert!((1..stream).step_by(2).all(|id| client.answers[&id].body.len() == LENGTH));
+        client.until_within(SOON, |client| client.is_closed);
+        assert!(client.goaways.iter().all(|goaway| goaway.1 == NO_ERROR), "{:?}", client.goaways);
+        if let Some(cut) = cut {
+            assert_eq!(cut.recv_timeout(SOON).unwrap(), 0);
+        }
+    }
+}
+
 #[test]
 fn every_stall_has_its_deadline() {
     let (origin, _) = origin();

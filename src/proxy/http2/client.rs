@@ -241,13 +241,18 @@ impl Driver {
         if let Some(told) = self.told {
             return told + LINGER.0;
         }
+        let stock = &self.session.stock;
+        let written = stock.moved().unwrap_or(self.since);
+        let idle_since = self.session.idle_since.get().max(written);
         let mut deadline = match self.session.open.get() {
-            0 => self.session.idle_since.get() + timeouts.idle,
+            // What was answered is still being written.
+            0 if !stock.is_empty() => written + timeouts.body_progress,
+            0 => idle_since + timeouts.idle,
             // Looked at again when the last may have been answered.
             _ => Instant::now() + timeouts.idle,
         };
-        if let (Some(since), 0) = (self.draining_since, self.session.open.get()) {
-            deadline = deadline.min(since.max(self.session.idle_since.get()) + LINGER.0);
+        if let (Some(since), 0, true) = (self.draining_since, self.session.open.get(), stock.is_empty()) {
+            deadline = deadline.min(since.max(idle_since) + LINGER.0);
         }
         if !self.session.wire.has_settings() {
             deadline = deadline.min(self.since + timeouts.header);

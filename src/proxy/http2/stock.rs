@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
+use tokio::time::Instant;
 
 /// As much as keeps a fast client busy, and no more for one that does not read.
 const STOCK_BYTES_MAX: usize = 256 * 1024;
@@ -13,6 +14,8 @@ const STOCK_BYTES_MAX: usize = 256 * 1024;
 #[derive(Default)]
 pub(super) struct Stock {
     bytes: Cell<usize>,
+    /// When something came or was written last.
+    moved: Cell<Option<Instant>>,
     waiting: RefCell<Vec<Waker>>,
 }
 
@@ -27,6 +30,16 @@ impl Stock {
             waiting.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Whether nothing waits to be written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.get() == 0
+    }
+
+    /// When something came or was written last, if anything ever did.
+    pub(super) fn moved(&self) -> Option<Instant> {
+        self.moved.get()
     }
 
     fn give_back(&self, bytes: usize) {
@@ -49,6 +62,7 @@ impl Piece {
     pub(super) fn new(bytes: Bytes, stock: &Rc<Stock>) -> Self {
         let counted = bytes.len();
         stock.bytes.set(stock.bytes.get() + counted);
+        stock.moved.set(Some(Instant::now()));
         Self { bytes, counted, stock: Rc::clone(stock) }
     }
 }
@@ -64,6 +78,7 @@ impl Buf for Piece {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
+        self.stock.moved.set(Some(Instant::now()));
     }
 }
 
