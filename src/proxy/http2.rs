@@ -2,7 +2,7 @@
 //!
 //! The protocol is the crate `h2`'s. What is here is around it: `frames` follows what a peer sends by its frames' heads
 //! alone, `meter` decides when a peer makes us work for nothing, `wire` is the connection on which both look. `gate`
-//! says which requests are taken. `client` serves a client's connection, `stream` one request of it; from there a request
+//! says which requests are taken, `intake` takes their bodies. `client` serves a client's connection, `stream` one request of it; from there a request
 //! goes the way of every other (`forward`), to a backend of HTTP/1.1 or, over one connection for many requests
 //! (`links`), to one of HTTP/2 (`exchange`).
 
@@ -10,6 +10,7 @@ mod client;
 mod exchange;
 mod frames;
 mod gate;
+mod intake;
 mod links;
 mod meter;
 mod stock;

@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::backends::{STATUS_200, before, raw};
 use super::support::frames::*;
@@ -317,4 +318,50 @@ fn large_heads_are_no_flood() {
     for number in 0..300 {
         assert_eq!(client.ask(1 + 2 * number, &path).status, 200, "request {number}");
     }
+}
+
+/// A backend that answers what has no body with small frames, and takes no more of one than the protocol's first window.
+fn of_small_frames() -> Origin {
+    raw(|client, frame| {
+        if frame.kind == HEADERS && frame.is(END_STREAM) {
+            client.send(HEADERS, END_HEADERS, frame.stream, [STATUS_200]);
+            let small = |number| Frame::new(DATA, 0, frame.stream, format!("{number:040}")).bytes();
+            client.send_bytes((0..1600).flat_map(small).collect::<Vec<_>>());
+            client.send(DATA, END_STREAM, frame.stream, "");
+        }
+    })
+}
+
+#[test]
+fn small_messages_that_nobody_takes_end_no_connection() {
+    let backend = of_small_frames();
+    let stage = before(&[backend.address]);
+    let whole: String = (0..1600).map(|number| format!("{number:040}")).collect();
+    // To a client that takes nothing.
+    let mut stalled = Client::with(stage.bed.connect(stage.port), &[(4, 0)]);
+    stalled.gives_way = false;
+    stalled.window(0, 20 << 20);
+    for number in 0..40 {
+        stalled.get(1 + 2 * number, "/");
+    }
+    let count = |client: &Client, is: fn(&Answer) -> bool| client.answers.values().filter(|answer| is(answer)).count();
+    stalled.until("all have begun", |client| count(client, |answer| answer.status == 200) == 40);
+    let mut client = stage.client();
+    assert_eq!(client.ask(1, "/").text(), whole);
+    // To a backend that takes nothing.
+    let mut left = client.settings[&4] as usize;
+    client.post(3, "/", &[]);
+    let mut is_given = true;
+    while is_given {
+        let small = || Frame::new(DATA, 0, 3, [b'x'; 40]).bytes();
+        client.send_bytes((0..left / 40).flat_map(|_| small()).collect::<Vec<_>>());
+        left %= 40;
+        is_given = client.until_within(Duration::from_millis(500), |client| client.given.contains_key(&3));
+        left += client.given.remove(&3).unwrap_or_default();
+    }
+    assert!(client.is_alive());
+    assert_eq!(client.ask(5, "/").text(), whole);
+    stalled.send(SETTINGS, 0, 0, setting(4, 1 << 20));
+    stalled.until("all are whole", |client| count(client, |answer| answer.is_whole) == 40);
+    assert!(stalled.answers.values().all(|answer| answer.text() == whole));
 }

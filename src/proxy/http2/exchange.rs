@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use tokio::time::Instant;
 
+use super::intake::Intake;
 use super::links::{self, Ticket};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
 use crate::proxy::http1::chunked::{Decoder, Output};
@@ -107,7 +108,7 @@ enum Coding {
 /// The response's way.
 enum Down {
     Head(ResponseFuture),
-    Body { body: RecvStream, piece: Bytes, trailers: Vec<u8>, is_read: bool },
+    Body { body: Intake, piece: Bytes, trailers: Vec<u8>, is_read: bool },
 }
 
 impl Up {
@@ -305,10 +306,12 @@ impl<F: Front> Exchange<'_, '_, F> {
                     self.begin(response)?;
                 }
                 Down::Body { body, piece, trailers, is_read } => {
+                    // However slow the client is.
+                    body.fill(cx);
                     if !piece.is_empty() {
                         let count = ready!(self.front.poll_send(cx, piece)).map_err(|_| Miss::ClientGone)?;
                         piece.advance(count);
-                        let _ = body.flow_control().release_capacity(count);
+                        body.passed_on(count);
                         self.has_moved = true;
                         continue;
                     }
@@ -316,19 +319,17 @@ impl<F: Front> Exchange<'_, '_, F> {
                         return self.front.poll_finish(cx, trailers).map_err(|_| Miss::ClientGone);
                     }
                     ready!(self.front.poll_room(cx)).map_err(|_| Miss::ClientGone)?;
-                    match body.poll_data(cx) {
-                        Poll::Ready(Some(Ok(bytes))) => {
+                    match body.poll_piece(cx) {
+                        Poll::Ready(Ok(Some(bytes))) => {
                             *piece = bytes;
                             self.has_moved = true;
                         }
-                        Poll::Ready(Some(Err(error)))
-                            if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() =>
-                        {
+                        Poll::Ready(Err(error)) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => {
                             // It has said all, and wants no more of the request.
                             *is_read = true;
                         }
-                        Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Miss::Lost)),
-                        Poll::Ready(None) => {
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Miss::Lost)),
+                        Poll::Ready(Ok(None)) => {
                             if let Some(fields) = ready!(body.poll_trailers(cx)).map_err(|_| Miss::Lost)? {
                                 self.response_bytes += field_bytes(&fields);
                                 put_lines(&fields, trailers);
@@ -365,6 +366,7 @@ impl<F: Front> Exchange<'_, '_, F> {
         with_head(&response, said, |head| self.front.begin(head, length));
         // What comes behind a response that has no body is nobody's: it would be taken for the next response. The stream
         // is reset if there is any.
+        let body = Intake::new(body);
         self.down = Down::Body { body, piece: Bytes::new(), trailers: Vec::new(), is_read: is_without };
         self.has_moved = false;
         self.since = Instant::now();

@@ -1,8 +1,9 @@
 //! One request of a client's: where its body comes from and where its response goes.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -16,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use super::client::{Open, Session};
 use super::exchange::read_lines;
 use super::gate::{self, Refusal};
+use super::intake::Intake;
 use super::stock::Piece;
 use crate::proxy::forward::{self, Client, End, Front, Miss, Request};
 use crate::proxy::http1::chunked::{Output, put_chunk, put_end};
@@ -46,7 +48,17 @@ pub(super) async fn run(mut exchange: Exchange, request: Box<Request>) {
         port: session.port,
         way: session.way.clone(),
     };
-    match forward::answer(&client, &mut exchange, &request).await {
+    let body = Rc::clone(&exchange.body);
+    let answered = {
+        // The body is taken in whatever the answer waits for: a connection to a backend, say.
+        let mut answering = pin!(forward::answer(&client, &mut exchange, &request));
+        poll_fn(|cx| {
+            body.borrow_mut().fill(cx);
+            answering.as_mut().poll(cx)
+        })
+        .await
+    };
+    match answered {
         Ok(End::Whole) => {}
         Ok(End::Broken(Miss::Offence(_))) => return exchange.reset(Reason::PROTOCOL_ERROR),
         Ok(End::Broken(Miss::ClientGone) | End::Gone) => return,
@@ -68,7 +80,7 @@ pub(super) async fn run(mut exchange: Exchange, request: Box<Request>) {
 /// A request and its response, as the engine and the way to a backend see it.
 pub(super) struct Exchange {
     open: Open,
-    body: RecvStream,
+    body: Rc<RefCell<Intake>>,
     is_body_read: bool,
     /// Its end is all that may come, and has not come yet.
     is_empty_body_open: bool,
@@ -128,7 +140,7 @@ impl Exchange {
             piece: Bytes::new(),
             owed: 0,
             is_body_held: head.expects_continue,
-            body,
+            body: Rc::new(RefCell::new(Intake::new(body))),
             respond,
             send: None,
             left: None,
@@ -160,10 +172,9 @@ impl Exchange {
     /// Ready when a piece of the body, framed, or its end is there.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Miss>> {
         while self.piece.is_empty() && !self.is_body_read {
-            match ready!(self.body.poll_data(cx)) {
-                // A frame with nothing in it.
-                Some(Ok(bytes)) if bytes.is_empty() => {}
-                Some(Ok(bytes)) => {
+            let mut body = self.body.borrow_mut();
+            match ready!(body.poll_piece(cx)).map_err(|_| Miss::ClientGone)? {
+                Some(bytes) => {
                     self.is_body_held = false;
                     self.owed = bytes.len();
                     if self.is_chunked {
@@ -173,12 +184,11 @@ impl Exchange {
                         continue;
                     }
                     self.unread = self.unread.saturating_sub(bytes.len() as u64);
-                    let is_last = self.unread == 0 && !self.body.is_end_stream();
+                    let is_last = self.unread == 0 && !body.is_end();
                     *(if is_last { &mut self.last } else { &mut self.piece }) = bytes;
                 }
-                Some(Err(_)) => return Poll::Ready(Err(Miss::ClientGone)),
                 None => {
-                    let trailers = ready!(self.body.poll_trailers(cx)).map_err(|_| Miss::ClientGone)?;
+                    let trailers = ready!(body.poll_trailers(cx)).map_err(|_| Miss::ClientGone)?;
                     self.is_body_read = true;
                     self.piece = match self.is_chunked {
                         true => last_chunk(trailers.as_ref()).map_err(Miss::Offence)?,
@@ -222,8 +232,7 @@ impl Front for Exchange {
     fn take_body(&mut self, count: usize) {
         self.piece.advance(count.min(self.piece.len()));
         if self.piece.is_empty() && self.owed > 0 {
-            // The stream may be over by now.
-            let _ = self.body.flow_control().release_capacity(std::mem::take(&mut self.owed));
+            self.body.borrow_mut().passed_on(std::mem::take(&mut self.owed));
         }
     }
 
