@@ -83,6 +83,8 @@ pub(super) struct Follower {
     read: usize,
     has_settings: bool,
     is_in_block: bool,
+    /// Whether the frame that is passing is of a header block.
+    is_of_block: bool,
     /// The last stream that a client has opened; none of a backend, which opens none.
     opened: Option<u32>,
     /// The frame of trailers that is passing, and what has come of it.
@@ -101,6 +103,7 @@ impl Follower {
             read: 0,
             has_settings: false,
             is_in_block: false,
+            is_of_block: false,
             opened: has_preface.then_some(0),
             passing: None,
             trailers: None,
@@ -112,9 +115,9 @@ impl Follower {
         self.has_settings
     }
 
-    /// Whether a header block has begun that has not ended.
+    /// Whether a header block has begun that has not ended: the last of its frames may be on its way.
     pub(super) fn is_in_block(&self) -> bool {
-        self.is_in_block
+        self.is_in_block || (self.is_of_block && self.skip > 0)
     }
 
     /// Follows `bytes`, and asks about each frame. A frame that is refused ends it, with the number of bytes before that
@@ -197,7 +200,8 @@ impl Follower {
         } else {
             self.trailers = None;
         }
-        if matches!(head.kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
+        self.is_of_block = matches!(head.kind, HEADERS | PUSH_PROMISE | CONTINUATION);
+        if self.is_of_block {
             self.is_in_block = head.leaves_block_open();
         }
         Ok(())
@@ -221,7 +225,9 @@ impl Head {
 }
 
 /// Whether a field's name in a header block begins with a colon, as far as that is said in the block itself: by its
-/// letters, or by a place in the static table (RFC 7541, 6 and appendix A), where those are the first 14.
+/// letters, or by a place in the static table (RFC 7541, 6 and appendix A), where those are the first 14. One that is
+/// said by its place in the dynamic table is not found: what is there is known to the engine alone. It falls as if it had
+/// not been sent, so that two readers cannot differ about it.
 fn has_pseudo_field(mut block: &[u8]) -> bool {
     const LAST_PSEUDO: u64 = 14;
     let mut has = false;
@@ -320,6 +326,16 @@ mod tests {
             ];
             assert_eq!(seen, expected, "in steps of {step}");
             assert!(follower.has_settings() && !follower.is_in_block());
+        }
+    }
+
+    #[test]
+    fn a_block_ends_with_its_last_byte() {
+        let bytes = [frame(0, SETTINGS, 0), frame(100, HEADERS, END_HEADERS), frame(10, DATA, 0)].concat();
+        let mut follower = Follower::new(false);
+        for (at, byte) in bytes.chunks(1).enumerate() {
+            follower.follow(byte, |_| Ok(())).unwrap();
+            assert_eq!(follower.is_in_block(), (17..117).contains(&at), "at {at}");
         }
     }
 

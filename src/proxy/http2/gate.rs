@@ -91,6 +91,8 @@ pub(super) fn read<'h, 'b>(
         return Err(Refusal::Page(Page::TargetTooLong));
     }
     let is_path = path.starts_with('/') || (path == "*" && method == "OPTIONS");
+    // What follows a `#`, and the sign itself, is gone by now: the engine's type for a target has none. All that read this
+    // request read the same.
     let is_url_byte = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'#' | b'<' | b'>');
     if !is_path || !path.bytes().all(is_url_byte) {
         return Err(Refusal::Malformed);
