@@ -6,13 +6,15 @@ mod support;
 mod tls;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::HandshakeKind;
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use scrimp::app::{App, Protocol};
 use scrimp::certificate::Certificate;
 use scrimp::name::Port;
@@ -67,6 +69,48 @@ fn a_certificate_is_chosen_by_the_name_that_is_asked_for() {
     assert_eq!(shown(Some("one.wild.example")), exact.leaf);
     assert_eq!(shown(Some("nobody.example")), first.leaf);
     assert_eq!(shown(None), first.leaf);
+}
+
+/// What OpenSSL's client is shown and gets when it asks for a name as it is: a page of `host` behind the certificate.
+fn asked_by_openssl(address: SocketAddr, name: &str, host: &str, more: &[&str]) -> (CertificateDer<'static>, String) {
+    let mut child = Command::new("openssl")
+        .args(["s_client", "-ign_eof", "-connect", &address.to_string(), "-servername", name])
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    child.stdin.as_mut().unwrap().write_all(request.as_bytes()).unwrap();
+    let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let status = said.lines().find_map(|line| line.strip_prefix("HTTP/1.1 ")).unwrap_or_default().to_owned();
+    (CertificateDer::from_pem_slice(said.as_bytes()).unwrap(), status)
+}
+
+#[test]
+fn a_final_dot_in_a_name_changes_nothing() {
+    let authority = Authority::new();
+    let (a, b) = (authority.site("a", &["a.example"]), authority.site("b", &["b.example"]));
+    let (bed, port, _origin) = serving(&[&a, &b]);
+    for (name, host) in [("b.example", "b.example."), ("b.example.", "b.example"), ("B.example.", "b.example.")] {
+        let (shown, status) = asked_by_openssl(bed.address(port), name, host, &[]);
+        assert_eq!((shown == b.leaf, &*status), (true, "200 OK"), "{name} {host}");
+    }
+}
+
+/// Who understands RSA alone gets a wildcard where the name itself has a certificate of another kind.
+#[test]
+fn a_client_gets_a_certificate_that_it_understands() {
+    let authority = Authority::new();
+    let rsa = authority.rsa("rsa", &["*.a.example"]);
+    let exact = authority.site("exact", &["www.a.example"]);
+    let (bed, port, _origin) = serving(&[&authority.site("first", &["first.example"]), &rsa, &exact]);
+    let old = ["-sigalgs", "rsa_pss_rsae_sha256:RSA+SHA256"];
+    for (more, site) in [(&old[..], &rsa), (&[], &exact)] {
+        let (shown, status) = asked_by_openssl(bed.address(port), "www.a.example", "www.a.example", more);
+        assert_eq!((shown == site.leaf, &*status), (true, "200 OK"), "{more:?}");
+    }
 }
 
 #[test]
@@ -128,13 +172,15 @@ fn what_is_spoken_inside_is_agreed_on() {
 }
 
 #[test]
-fn garbage_gets_an_alert_and_the_end() {
+fn p_tlsgarbage_gets_an_alert_and_the_end() {
     const ALERT: u8 = 21;
     let authority = Authority::new();
     let (bed, port, _origin) = serving(&[&authority.site("a", &["a.example"])]);
     let long = [&[22, 3, 1, 0x40, 0][..], &[1, 0, 0xff, 0xff], &[0; 60_000]].concat();
+    // A record of 16 KiB and one byte more.
+    let large = [&[22, 3, 1, 0x40, 1][..], &[1, 0, 0x3f, 0xfd], &[0; 0x3ffd]].concat();
     for garbage in
-        [&b"\x16\x03\x01\x00\x05hello"[..], b"\0\0\0\0\0\0\0\0", b"\x80\x2e\x01\0\x02\0\x15\0\0\0\x10", &long]
+        [&b"\x16\x03\x01\x00\x05hello"[..], b"\0\0\0\0\0\0\0\0", b"\x80\x2e\x01\0\x02\0\x15\0\0\0\x10", &long, &large]
     {
         let mut stream = bed.connect(port);
         // What is too long may be refused before all of it is sent.
@@ -142,8 +188,30 @@ fn garbage_gets_an_alert_and_the_end() {
         let said = read_all(&stream).unwrap();
         assert_eq!((said.first(), said.len()), (Some(&ALERT), 7), "{:?}", &garbage[..8]);
     }
-    until("each is counted", || bed.counters.tls_failures.get() == 4);
+    until("each is counted", || bed.counters.tls_failures.get() == 5);
     assert_eq!(bed.counters.tls_handshakes.get(), 0);
+}
+
+/// The same when hands have been shaken.
+#[test]
+fn p_tlsgarbage_later_ends_the_connection_alone() {
+    let authority = Authority::new();
+    let (bed, port, _origin) = serving(&[&authority.site("a", &["a.example"])]);
+    let mut other = connect(bed.address(port), &any_client(), Some("a.example")).unwrap();
+    for (what, garbage) in [
+        ("a record that nobody sealed", [&[23, 3, 3, 0, 40][..], &[7; 40]].concat()),
+        ("one of 16 KiB and one byte more, as it is sealed", [&[23, 3, 3, 0x41, 1][..], &[7; 0x4101]].concat()),
+        ("one that is longer than any", [&[23, 3, 3, 0x48, 1][..], &[7; 0x4801]].concat()),
+        ("a record of no kind", [&[99, 3, 3, 0, 40][..], &[7; 40]].concat()),
+        ("words without TLS", b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n".to_vec()),
+    ] {
+        let mut stream = connect(bed.address(port), &any_client(), Some("a.example")).unwrap();
+        assert_eq!(status(&get(&mut stream, "a.example", "/").unwrap().0), "200");
+        let _ = stream.sock.write_all(&garbage);
+        assert!(get(&mut stream, "a.example", "/").is_err(), "{what}");
+        until(what, || is_ended(&stream.sock));
+    }
+    assert_eq!(status(&get(&mut other, "a.example", "/").unwrap().0), "200");
 }
 
 #[test]
@@ -323,6 +391,15 @@ fn a_request_for_a_host_of_another_certificate_is_sent_away() {
     assert_eq!(origin.accepted(), before);
     // The connection is as good as before for its own host.
     assert_eq!(status(&get(&mut other, "a.example", "/").unwrap().0), "200");
+    // Over HTTP/2, where clients do use one connection for several hosts.
+    for (host, wanted) in [("www.a.example", "2 200"), ("b.example", "2 421"), ("nobody.example", "2 421")] {
+        let output = Command::new("curl")
+            .args(["-sk", "--http2", "-m", "20", "-o", "/dev/null", "-w", "%{http_version} %{http_code}"])
+            .args(["--connect-to", &format!("::{}", bed.address(port)), "-H", &format!("Host: {host}")])
+            .arg("https://a.example/")
+            .output();
+        assert_eq!(String::from_utf8_lossy(&output.unwrap().stdout), wanted, "{host}");
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::name::{Hostname, Port};
 use crate::pool::{Pools, PortRoutes};
 use backends::Backends;
 use hello::Hello;
-use server::{Server, Table};
+use server::{Server, Table, host_of};
 
 /// What is wrong with certificates: each with its file, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +154,7 @@ impl Tls {
 pub(super) enum Client {
     /// Without TLS.
     Plain,
-    /// With TLS, and the name that it asked for.
+    /// With TLS, and the name that it asked for, without a final dot.
     Tls { sni: Option<Rc<str>> },
 }
 
@@ -163,7 +163,7 @@ impl Client {
         match stream {
             Stream::Tls(tls) => Self::Tls {
                 sni: match &**tls {
-                    TlsStream::Server(tls) => tls.get_ref().1.server_name().map(Rc::from),
+                    TlsStream::Server(tls) => tls.get_ref().1.server_name().map(host_of).map(Rc::from),
                     TlsStream::Client(_) => None,
                 },
             },

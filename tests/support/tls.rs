@@ -69,6 +69,14 @@ impl Authority {
         self.written(file, &certificate.pem(), &key)
     }
 
+    /// One with a key of RSA, for clients that understand nothing newer.
+    pub fn rsa(&self, file: &str, names: &[&str]) -> Site {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let key = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        self.written(file, &certificate.pem(), &key)
+    }
+
     /// One that nobody signed but itself, as `openssl req -x509` makes it: as an authority.
     pub fn self_signed(&self, file: &str, names: &[&str]) -> Site {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

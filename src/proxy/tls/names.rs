@@ -31,8 +31,13 @@ impl Names {
     /// The certificates for a host (lower case, no final dot), the preferred first: those that name it, else those
     /// with a wildcard for it. Several when they are of several kinds, for old clients and new ones.
     pub(super) fn find(&self, host: &str) -> &[usize] {
+        self.exact.get(host).map_or_else(|| self.wildcards(host), Vec::as_slice)
+    }
+
+    /// The certificates with a wildcard for a host: what is left for a client that can make nothing of those that name it.
+    pub(super) fn wildcards(&self, host: &str) -> &[usize] {
         let wildcard = || self.wildcard.get(host.split_once('.')?.1);
-        self.exact.get(host).or_else(wildcard).map(Vec::as_slice).unwrap_or_default()
+        wildcard().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Whether a request for `host` may come over a connection that asked for the certificate of `sni`: the name is the
@@ -70,6 +75,7 @@ mod tests {
         let names = names(&[&["*.a.com"], &["x.a.com", "a.com"], &["*.a.com", "x.a.com", "x.a.com"]]);
         assert_eq!(names.find("x.a.com"), [1, 2]);
         assert_eq!(names.find("y.a.com"), [0, 2]);
+        assert_eq!(names.wildcards("x.a.com"), [0, 2]);
         assert_eq!(names.find("a.com"), [1]);
         for none in ["z.y.a.com", "b.com", "com", "", ".a", "*.b.com"] {
             assert!(names.find(none).is_empty(), "{none}");

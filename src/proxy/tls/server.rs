@@ -99,18 +99,23 @@ impl Table {
 }
 
 impl ResolvesServerCert for Certificates {
-    /// The first of those for the name that the client can make something of; without a name, or with one that nobody
+    /// The first of those for the name that the client can make something of, a wildcard if none that names it is; without a name, or with one that nobody
     /// has, the first of all.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let table = self.0.load();
-        let places = match hello.server_name().map(|name| table.names.find(name)) {
-            None | Some([]) => &[0],
-            Some(places) => places,
+        let (places, others) = match hello.server_name().map(host_of).map(|name| (name, table.names.find(name))) {
+            None | Some((_, [])) => (&[0][..], &[][..]),
+            Some((name, places)) => (places, table.names.wildcards(name)),
         };
-        let mut keys = places.iter().filter_map(|at| table.keys.get(*at));
+        let mut keys = places.iter().chain(others).filter_map(|at| table.keys.get(*at));
         let suits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
         keys.clone().find(suits).or_else(|| keys.next()).cloned()
     }
+}
+
+/// The host that a client means by a name: one with a final dot is the same.
+pub(super) fn host_of(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 impl Server {
