@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use scrimp::app::Protocol;
+use scrimp::proxy::Config;
 
 use super::support::frames::*;
 use super::support::{Bed, Node, Origin, Wire, app, until};
@@ -15,7 +16,15 @@ use super::{Stage, origin};
 
 /// A proxy in front of backends that speak h2c.
 pub(super) fn before(backends: &[SocketAddr]) -> Stage {
-    let bed = Bed::with(|config| config.workers = 1);
+    before_with(backends, |_| {})
+}
+
+/// With deadlines or limits of its own.
+pub(super) fn before_with(backends: &[SocketAddr], change: impl FnOnce(&mut Config)) -> Stage {
+    let bed = Bed::with(|config| {
+        config.workers = 1;
+        change(config);
+    });
     let port = bed.port();
     let node = |(id, at): (u64, &SocketAddr)| {
         let mut node = Node::new(id, vec![app("web", Protocol::H2c, port, *at)]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::backends::{STATUS_200, before, raw};
+use super::backends::{STATUS_200, before, before_with, raw};
 use super::support::frames::*;
 use super::support::{Origin, Wire};
 use super::{Stage, origin};
@@ -364,4 +364,25 @@ fn small_messages_that_nobody_takes_end_no_connection() {
     stalled.send(SETTINGS, 0, 0, setting(4, 1 << 20));
     stalled.until("all are whole", |client| count(client, |answer| answer.is_whole) == 40);
     assert!(stalled.answers.values().all(|answer| answer.text() == whole));
+}
+
+/// A machine that was switched off says nothing: who comes after a time-out does not wait for another.
+#[test]
+fn a_connection_on_which_nothing_is_heard_is_left() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let backend = raw(move |client, frame| match frame.kind {
+        SETTINGS if frame.flags == 0 => drop(count.fetch_add(1, Ordering::SeqCst)),
+        // The first connection falls silent after its first answer.
+        HEADERS if frame.stream == 1 || count.load(Ordering::SeqCst) > 1 => {
+            client.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, [STATUS_200]);
+        }
+        _ => {}
+    });
+    let stage = before_with(&[backend.address], |config| config.timeouts.response = Duration::from_millis(300));
+    let mut client = stage.client();
+    assert_eq!(client.ask(1, "/").status, 200);
+    assert_eq!(client.ask(3, "/").status, 504);
+    assert_eq!(client.ask(5, "/").status, 200);
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
 }

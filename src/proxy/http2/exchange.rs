@@ -46,6 +46,7 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
             continue;
         };
         ticket.link.wire.count(|meter| meter.sent(0));
+        let now = Instant::now();
         let mut exchange = Exchange {
             attempt,
             front,
@@ -56,7 +57,8 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
             interims: 0,
             response_bytes: 0,
             is_clients_turn: false,
-            since: Instant::now(),
+            began: now,
+            since: now,
             has_moved: false,
             is_over: false,
         };
@@ -80,6 +82,7 @@ struct Exchange<'x, 'a, F> {
     response_bytes: usize,
     /// Whose turn it is as long as no response has begun.
     is_clients_turn: bool,
+    began: Instant,
     since: Instant,
     has_moved: bool,
     /// Whether it was the connection's end that came instead of a response.
@@ -179,7 +182,14 @@ impl<F: Front> Exchange<'_, '_, F> {
                 self.ticket.link.wire.count(|meter| meter.answered(bytes));
                 Poll::Ready(Ok(Answered::Whole))
             }
-            Poll::Ready(Err(miss)) if matches!(self.down, Down::Head(_)) => Poll::Ready(Err(miss)),
+            Poll::Ready(Err(miss)) if matches!(self.down, Down::Head(_)) => {
+                // Where nothing at all was heard, others are not to wait as long.
+                let is_in_doubt = matches!(miss, Miss::BackendSlow | Miss::Doubted);
+                if is_in_doubt && self.ticket.link.wire.heard() < self.began {
+                    self.ticket.link.leave();
+                }
+                Poll::Ready(Err(miss))
+            }
             Poll::Ready(Err(miss)) => {
                 let _ = self.front.poll_flush(cx);
                 Poll::Ready(Ok(Answered::Broken(miss)))

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
+use socket2::SockRef;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -33,6 +34,9 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// How long a connection is kept on which nothing is asked.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// How long what was sent may wait to be confirmed by the machine at the other end.
+const UNCONFIRMED_MAX: Duration = Duration::from_secs(20);
 
 /// The connections, by backend.
 #[derive(Default)]
@@ -156,6 +160,9 @@ impl Links {
 }
 
 async fn open(stream: Stream, load: &Arc<Load>) -> Option<Link> {
+    // A machine that lost its power says nothing: what it does not confirm in time is lost. Without this it is found out
+    // all the same, later.
+    let _ = SockRef::from(stream.tcp()).set_tcp_user_timeout(Some(UNCONFIRMED_MAX));
     let wire = Wire::to_backend(stream);
     let (sender, mut connection) = Builder::new()
         .enable_push(false)

@@ -30,6 +30,8 @@ struct State {
     meter: RefCell<Meter>,
     /// What the peer has done wrong. From there on nothing is read.
     offence: Cell<Option<Reason>>,
+    /// When something was read last.
+    heard: Cell<Instant>,
     /// When the header block began that has not ended.
     block_since: Cell<Option<Instant>>,
     /// What may still be read in this turn.
@@ -54,6 +56,7 @@ impl Wire {
             follower: RefCell::new(Follower::new(is_client)),
             meter: RefCell::new(Meter::new(is_client, Instant::now().into())),
             offence: Cell::new(None),
+            heard: Cell::new(Instant::now()),
             block_since: Cell::new(None),
             turn: Cell::new(TURN_BYTES),
         }))
@@ -72,6 +75,11 @@ impl Wire {
     /// Whether the peer has said its settings.
     pub(super) fn has_settings(&self) -> bool {
         self.0.follower.borrow().has_settings()
+    }
+
+    /// When the peer was heard last.
+    pub(super) fn heard(&self) -> Instant {
+        self.0.heard.get()
     }
 
     /// When the header block began whose end has not come.
@@ -121,6 +129,7 @@ impl State {
         let count = bytes.len();
         self.turn.set(self.turn.get().saturating_sub(count));
         let now = Instant::now();
+        self.heard.set(now);
         let mut follower = self.follower.borrow_mut();
         let mut meter = self.meter.borrow_mut();
         if let Err((good, reason)) = follower.follow(bytes, |head| meter.frame(head, now.into())) {
