@@ -347,6 +347,32 @@ pub fn handshakes(
     })
 }
 
+/// Full handshakes at a rate, evenly spread over the clients, whatever each takes: it counts from the moment at which it
+/// was due, unless it was this client that overslept.
+pub fn handshakes_at_rate(
+    address: SocketAddr,
+    certificate: &[u8],
+    rate: f64,
+    connections: usize,
+    time: Duration,
+) -> anyhow::Result<Outcome> {
+    let gap = Duration::from_secs_f64(connections as f64 / rate);
+    clients(connections, |client, began| {
+        let config = tls(certificate, false)?;
+        let mut due = began + gap.mul_f64(client as f64 / connections as f64);
+        let (mut latencies, mut is_behind) = (Vec::new(), false);
+        while began.elapsed() < time {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let from = if is_behind { due } else { Instant::now() };
+            handshake(address, &config)?;
+            latencies.push(from.elapsed());
+            due += gap;
+            is_behind = due <= Instant::now();
+        }
+        Ok((latencies, 0))
+    })
+}
+
 /// A datagram there and back.
 pub fn datagram(socket: &UdpSocket) -> io::Result<()> {
     let mut buffer = [0; 128];

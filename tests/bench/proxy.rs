@@ -19,6 +19,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -35,6 +36,8 @@ use scrimp::pool::{Pools, PortRoutes, Rules};
 const CONNECTIONS: usize = 64;
 const BULK_CONNECTIONS: usize = 4;
 const TLS_CONNECTIONS: usize = 8;
+const HANDSHAKES_A_SECOND: f64 = 1000.0;
+const RELOAD_GAP: Duration = Duration::from_millis(100);
 const HTTP2_CONNECTIONS: usize = 16;
 const HTTP2_STREAMS: usize = 8;
 const IDLE_CLIENTS: usize = 9000;
@@ -70,6 +73,11 @@ const ROWS: &[Row] = &[
     Row { name: "http-bulk", title: "HTTP/1.1, bodies of 64 MiB", run: Bench::http_bulk },
     Row { name: "handshake", title: "TLS 1.3, full handshake, one request", run: Bench::full_handshakes },
     Row { name: "resume", title: "TLS 1.3, resumed handshake, one request", run: Bench::resumed_handshakes },
+    Row {
+        name: "reload",
+        title: "TLS 1.3, 1,000 full handshakes a second, without and with reloads",
+        run: Bench::reload,
+    },
     Row { name: "https", title: "HTTPS, keep-alive, 64 B, 64 connections", run: Bench::https },
     Row { name: "http2", title: "HTTP/2 in, HTTP/1.1 out, 16 connections of 8 streams", run: Bench::http2 },
     Row { name: "latency", title: "HTTP/1.1 at half of HAProxy's most", run: Bench::latency },
@@ -353,6 +361,40 @@ impl Bench {
         self.compete(row, Door::Https, Unit::Time("handshake"), &goals, |at, seconds| {
             load::handshakes(at, &certificate, resumes, TLS_CONNECTIONS, Duration::from_secs(seconds))
         })
+    }
+
+    /// The same handshakes without reloads and with one every [`RELOAD_GAP`], in turns.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        self.start_secure();
+        let ours = self.options.scrimps[0].name();
+        let peer = self.secure.iter().find(|peer| peer.name == ours).context("nobody of ours speaks TLS")?;
+        let address = peer.door(Door::Https).context("no door")?;
+        peers::try_out(Door::Https, address, &self.certificate)?;
+        let pid = peer.tree.worker().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).context("no process")?;
+        let (certificate, time) = (&self.certificate, Duration::from_secs(self.options.seconds));
+        let calm = move || load::handshakes_at_rate(address, certificate, HANDSHAKES_A_SECOND, TLS_CONNECTIONS, time);
+        let reloading = move || {
+            let is_over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let reloads = scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        kill_process(pid, Signal::HUP)?;
+                        thread::sleep(RELOAD_GAP);
+                    }
+                    anyhow::Ok(())
+                });
+                let outcome = calm();
+                is_over.store(true, Ordering::Relaxed);
+                reloads.join().map_err(|_| anyhow::anyhow!("the reloads panicked"))??;
+                outcome
+            })
+        };
+        let entrants = [
+            Entrant { name: ours.to_owned(), peer: Some(peer), run: Box::new(reloading) },
+            Entrant { name: "no reloads".to_owned(), peer: Some(peer), run: Box::new(calm) },
+        ];
+        let goals = [Goal { against: "no reloads", limit: 1.2 }];
+        self.in_turns("reload", Unit::P99, &goals, &entrants).map(|verdicts| self.verdicts.extend(verdicts))
     }
 
     fn https(&mut self) -> anyhow::Result<()> {
