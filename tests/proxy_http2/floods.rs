@@ -167,11 +167,25 @@ fn run(flood: &Flood, stream: TcpStream) -> (usize, Duration, Vec<u32>) {
 }
 
 #[test]
-fn floods_are_cut_off() {
+fn p_h2reset_floods_are_cut_off() {
+    cut_off(|flood| flood.what.starts_with("requests"));
+}
+
+#[test]
+fn p_h2cont_floods_are_cut_off() {
+    cut_off(|flood| flood.what.contains("CONTINUATION") || flood.what.starts_with("headers"));
+}
+
+#[test]
+fn other_floods_are_cut_off() {
+    cut_off(|flood| !["requests", "headers"].iter().any(|it| flood.what.starts_with(it)));
+}
+
+fn cut_off(is_of: fn(&Flood) -> bool) {
     let (origin, _) = origin();
     let stage = Stage::with(&[origin.address], |_| {});
     let mut wrong = Vec::new();
-    for flood in FLOODS {
+    for flood in FLOODS.iter().filter(|flood| is_of(flood)) {
         let (sent, took, codes) = run(flood, stage.bed.connect(stage.port));
         // A peer that is cut off in the middle of its sending may not hear why.
         let is_told = codes.iter().all(|code| matches!(*code, ENHANCE_YOUR_CALM | PROTOCOL_ERROR | COMPRESSION_ERROR));

@@ -44,7 +44,7 @@ fn many_requests_at_once_get_their_own_answers() {
 }
 
 #[test]
-fn a_backend_gets_a_request_of_http1() {
+fn p_h2down_a_backend_gets_a_request_of_http1() {
     let (origin, _) = origin();
     let stage = Stage::new(&[origin.address]);
     let mut client = stage.client();
@@ -148,6 +148,46 @@ fn interim_responses_pass() {
     let answer = client.answer(1);
     assert_eq!((answer.informational, answer.status), (vec![100, 103], 204));
     assert!(answer.body.is_empty());
+}
+
+#[test]
+fn p_die_100_is_a_502_on_its_stream_alone() {
+    let (told, asked) = mpsc::channel();
+    let origin = once(move |mut wire, mut request| {
+        wire.send("HTTP/1.1 100 Continue\r\n\r\n");
+        wire.body(&mut request);
+        let _ = told.send(request.text().to_owned());
+    });
+    let stage = Stage::new(&[origin.address]);
+    let mut client = stage.client();
+    client.post(1, "/", &[("expect", "100-continue"), ("content-length", "2")]);
+    client.until("100", |client| client.answers.get(&1).is_some_and(|it| it.informational == [100]));
+    client.data(1, END_STREAM, "ab");
+    assert_eq!(asked.recv_timeout(SOON).unwrap(), "ab");
+    assert_eq!(client.answer(1).status, 502);
+    // And one whose body never comes, since the backend was gone by then.
+    let dying = once(|mut wire, _| wire.send("HTTP/1.1 100 Continue\r\n\r\n"));
+    let stage = Stage::new(&[dying.address]);
+    let mut client = stage.client();
+    client.post(1, "/", &[("expect", "100-continue"), ("content-length", "2")]);
+    let answer = client.answer(1);
+    assert_eq!((answer.informational, answer.status), (vec![100], 502));
+    assert!(client.is_alive());
+}
+
+#[test]
+fn p_expect_of_something_else_is_a_417() {
+    let (origin, seen) = origin();
+    let stage = Stage::new(&[origin.address]);
+    let mut client = stage.client();
+    for (stream, expect) in [(1, "200-ok"), (3, "100-continue, more"), (5, "")] {
+        client.post(stream, "/", &[("expect", expect), ("content-length", "2")]);
+        client.until("417", |client| client.answers.get(&stream).is_some_and(|it| it.status == 417));
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    client.post(7, "/", &[("expect", "100-Continue")]);
+    client.data(7, END_STREAM, "ok");
+    assert_eq!(client.answer(7).text(), "ok");
 }
 
 #[test]
