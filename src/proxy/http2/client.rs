@@ -283,9 +283,9 @@ impl Driver {
 fn accept(session: &Rc<Session>, request: Request<RecvStream>, mut respond: SendResponse<Piece>) {
     session.worker.shared.counters.requests.inc();
     let (parts, body) = request.into_parts();
-    let said = [parts.uri.scheme_str(), parts.uri.authority().map(|it| it.as_str()), Some(parts.method.as_str())];
-    let path_bytes = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
-    let bytes = field_bytes(&parts.headers) + path_bytes + said.into_iter().flatten().map(str::len).sum::<usize>();
+    let host_bytes = parts.uri.authority().map_or(0, |host| host.as_str().len());
+    let target_bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let bytes = field_bytes(&parts.headers) + host_bytes + target_bytes;
     match Open::new(session, bytes) {
         Some(open) => match Exchange::new(open, &parts, body, respond) {
             Ok((exchange, request)) => drop(tokio::task::spawn_local(stream::run(exchange, request))),
