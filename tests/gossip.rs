@@ -295,6 +295,9 @@ async fn what_was_meant_for_another_run_tells_nothing_of_keys() {
         found.unwrap_or_else(|_| panic!("it knows what they have: {:?}", lb.keys.borrow()));
     }
     let mut told = lb.keys.clone();
+    // What it sent before it knew has arrived.
+    lb.offer(offer(0, 0)).await;
+    assert!(lb.heard(PATIENCE).await);
     told.mark_unchanged();
     let (refused, misaddressed) = (&web.counters.dropped_unknown_key, &lb.counters.dropped_misaddressed);
     let before = (refused.get(), misaddressed.get());
