@@ -76,7 +76,9 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
         let (mut is_kept, quiet) = (false, KEEPALIVE.0);
         let mut timer = pin!(tokio::time::sleep(idle.min(quiet)));
         let mut moved_at = Instant::now();
-        let both = poll_fn(|cx| {
+        let (mut client_breaks, mut backend_breaks) = (pin!(breaks(client_plain)), pin!(breaks(backend_plain)));
+        let mut is_watched = false;
+        poll_fn(|cx| {
             let before = up.moved + down.moved;
             let up_state = up.poll(cx, &mut client_side, &mut backend_side, down.is_done);
             let down_state = down.poll(cx, &mut backend_side, &mut client_side, up.is_done);
@@ -90,7 +92,19 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Outcome::Finished),
                 _ => {}
             }
-            if up.moved + down.moved != before {
+            let has_moved = up.moved + down.moved != before;
+            // A reset that no direction waits for: one that has ended, or one that waits for the other side. Where bytes have
+            // just passed it shows in them; to ask each time would take two locks for each piece.
+            if !has_moved || !is_watched {
+                is_watched = true;
+                if client_breaks.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Outcome::ClientBroke);
+                }
+                if backend_breaks.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Outcome::BackendBroke);
+                }
+            }
+            if has_moved {
                 moved_at = Instant::now();
                 if std::mem::take(&mut down.has_arrived)
                     && let Some(load) = backend_load
@@ -104,14 +118,8 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
                 keep_alive(backend_side.tcp());
             }
             poll_idle(cx, timer.as_mut(), moved_at + idle).map(|()| Outcome::Idle)
-        });
-        tokio::select! {
-            biased;
-            outcome = both => outcome,
-            // A reset that no direction waits for: one that has ended, or one that waits for the other side.
-            () = breaks(client_plain) => Outcome::ClientBroke,
-            () = breaks(backend_plain) => Outcome::BackendBroke,
-        }
+        })
+        .await
     };
     // What one side said to its end is not destroyed because of what the other said to it later: a reset, or a close with
     // something unread, would throw away what still waits in the kernel.
