@@ -14,6 +14,7 @@ mod http2;
 mod idle;
 mod listen;
 mod manager;
+mod memory;
 mod page;
 mod proxy_protocol;
 mod relay;
@@ -112,6 +113,7 @@ impl Proxy {
             .context("the proxy's workers do not start")
             .inspect_err(|_| shared.stop.cancel())?;
         tokio::spawn(manager.run());
+        tokio::spawn(memory::run(Arc::clone(&shared)));
         Ok(Self { shared, listeners: outlets.reports, workers })
     }
 

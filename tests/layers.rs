@@ -207,3 +207,13 @@ fn only_the_edge_reads_the_environment() {
         }
     }
 }
+
+#[test]
+fn one_file_alone_may_do_what_the_compiler_cannot_check() {
+    // `unsafe` is denied for all; who wants it has to say so in the code, and here.
+    let sources = sources();
+    let names = sources.iter().filter(|(_, code)| code.contains("unsafe_code")).map(|(file, _)| file.as_str());
+    assert_eq!(names.collect::<Vec<_>>(), ["proxy/memory.rs"]);
+    let blocks = |code: &str| code.matches("unsafe {").count();
+    assert_eq!(sources.iter().map(|(_, code)| blocks(code)).sum::<usize>(), 1);
+}

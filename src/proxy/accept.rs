@@ -44,6 +44,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Admission {
     open: AtomicUsize,
+    /// The most that were open since this was asked last.
+    most: AtomicUsize,
     flows: AtomicUsize,
     /// Client connections, if the descriptors bear so many; 0: as many as they bear.
     limit: AtomicUsize,
@@ -67,6 +69,7 @@ impl Admission {
         let descriptors = descriptors.saturating_sub(DESCRIPTORS_KEPT + 2 * pipes * workers).max(2);
         let admission = Self {
             open: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
             flows: AtomicUsize::new(0),
             limit: AtomicUsize::new(0),
             flows_limit: AtomicUsize::new(0),
@@ -123,6 +126,11 @@ impl Admission {
         self.crowded.notified().await;
     }
 
+    /// How many connections, or flows, were open at most since this was asked last.
+    pub(super) fn take_most(&self) -> usize {
+        self.most.swap(0, Ordering::Relaxed)
+    }
+
     /// How many connections are open now.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Acquire)
@@ -151,7 +159,9 @@ impl Admission {
     }
 
     fn leave(&self, count: &AtomicUsize) {
-        if count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let before = count.fetch_sub(1, Ordering::AcqRel);
+        self.most.fetch_max(before, Ordering::Relaxed);
+        if before == 1 {
             self.closed.notify_one();
         }
         self.room.notify_one();

@@ -458,6 +458,14 @@ impl Drop for Flow<'_> {
     }
 }
 
+/// Lets go of every other buffer that nobody needs now.
+pub(super) fn sweep() {
+    BUFFERS.with_borrow_mut(|kept| {
+        kept.truncate(kept.len() / 2);
+        kept.shrink_to_fit();
+    });
+}
+
 fn take_buffer() -> Box<[u8]> {
     let kept = BUFFERS.with_borrow_mut(Vec::pop);
     kept.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice())

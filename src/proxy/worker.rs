@@ -19,13 +19,14 @@ use tokio::time::Instant;
 use super::accept::{self, Slot};
 use super::bell::Bell;
 use super::dial::reset_on_close;
+use super::http1::buffer;
 use super::idle::Idlers;
 use super::manager::{ListenSocket, Listening, Sockets};
 use super::page::Page;
 use super::stream::Stream;
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
-use super::{Config, Shared, http1, http2, splice, tcp};
+use super::{Config, Shared, http1, http2, relay, splice, tcp};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes, TcpRoutes};
 
@@ -140,6 +141,8 @@ async fn run(
             _ = sweep.tick() => {
                 worker.upstreams.sweep();
                 worker.links.sweep();
+                buffer::sweep();
+                relay::sweep();
             }
         }
         worker.follow(&sockets.borrow_and_update().clone(), &mut accepting);

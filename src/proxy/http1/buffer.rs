@@ -42,6 +42,16 @@ fn give_back(store: &'static Store, max: usize, bytes: Vec<u8>) {
     });
 }
 
+/// Lets go of every other buffer that nobody needs now: what a crowd had is gone soon after it.
+pub(in crate::proxy) fn sweep() {
+    for store in [&READ, &BULK, &WRITTEN] {
+        store.with_borrow_mut(|kept| {
+            kept.truncate(kept.len() / 2);
+            kept.shrink_to_fit();
+        });
+    }
+}
+
 /// Bytes that were read and not yet used.
 pub(in crate::proxy) struct Buffer {
     bytes: Vec<u8>,
