@@ -24,7 +24,12 @@ struct Dns {
 }
 
 impl Dns {
+    /// Somebody may have the port for TCP, which dnsmasq wants too: then it ends, and another port is tried.
     fn start(name: &str) -> Self {
+        (0..10).find_map(|_| Self::try_start(name)).expect("a dnsmasq that answers")
+    }
+
+    fn try_start(name: &str) -> Option<Self> {
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new("dnsmasq")
             .args(["--no-daemon", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--pid-file=", "--user=root"])
@@ -36,14 +41,17 @@ impl Dns {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("dnsmasq: {error}: see tests/install"));
-        let dns = Self { port, child };
+        let mut dns = Self { port, child };
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(("127.0.0.1", port)).unwrap();
         client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        eventually("dnsmasq answers", || {
-            client.send(&question(7)).is_ok() && client.recv(&mut [0; 512]).is_ok_and(|length| length > 0)
+        let (mut answers, mut has_ended) = (false, false);
+        eventually("dnsmasq answers or ends", || {
+            answers = client.send(&question(7)).is_ok() && client.recv(&mut [0; 512]).is_ok_and(|length| length > 0);
+            has_ended = dns.child.try_wait().unwrap().is_some();
+            answers || has_ended
         });
-        dns
+        answers.then_some(dns)
     }
 
     fn spec(&self, listen: SocketAddr) -> String {

@@ -458,10 +458,10 @@ impl Drop for Flow<'_> {
     }
 }
 
-/// Lets go of every other buffer that nobody needs now.
+/// Lets go of most buffers that nobody needs now.
 pub(super) fn sweep() {
     BUFFERS.with_borrow_mut(|kept| {
-        kept.truncate(kept.len() / 2);
+        kept.truncate(kept.len() / 4);
         kept.shrink_to_fit();
     });
 }

@@ -42,11 +42,11 @@ fn give_back(store: &'static Store, max: usize, bytes: Vec<u8>) {
     });
 }
 
-/// Lets go of every other buffer that nobody needs now: what a crowd had is gone soon after it.
+/// Lets go of most buffers that nobody needs now: what a crowd had is gone soon after it.
 pub(in crate::proxy) fn sweep() {
     for store in [&READ, &BULK, &WRITTEN] {
         store.with_borrow_mut(|kept| {
-            kept.truncate(kept.len() / 2);
+            kept.truncate(kept.len() / 4);
             kept.shrink_to_fit();
         });
     }
