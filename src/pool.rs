@@ -138,8 +138,10 @@ impl HttpRoutes {
     #[must_use]
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Pool>> {
         let exact = || self.exact.get(host)?.find(path);
-        let wildcard = || parents(host).find_map(|parent| self.wildcard.get(parent)?.find(path));
-        let wildcard = || (!self.wildcard.is_empty()).then(wildcard).flatten();
+        let wildcard = || match self.wildcard.is_empty() {
+            true => None,
+            false => parents(host).find_map(|parent| self.wildcard.get(parent)?.find(path)),
+        };
         exact().or_else(wildcard).or_else(|| self.any.find(path))
     }
 }

@@ -20,8 +20,8 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::dial::is_out_of_descriptors;
 use super::proxy_protocol::{self, Parsed};
-use super::upstream::is_out_of_descriptors;
 use super::worker::Worker;
 use super::{Limits, Shared};
 

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
@@ -113,9 +114,16 @@ pub(super) fn reset_on_close(stream: &TcpStream) {
 
 /// Out of descriptors, ports or memory: this machine's trouble, not the backend's.
 pub(super) fn is_ours(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    const OURS: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| OURS.iter().any(|ours| ours.raw_os_error() == code))
+    is_out_of_descriptors(error) || is_one_of(error, &[Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL])
+}
+
+/// Whether it failed since there are no descriptors left.
+pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    is_one_of(error, &[Errno::MFILE, Errno::NFILE])
+}
+
+fn is_one_of(error: &io::Error, some: &[Errno]) -> bool {
+    error.raw_os_error().is_some_and(|code| some.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use super::page::Page;
 use super::stream::Stream;
 use super::tcp::is_full;
 use super::tls;
-use super::upstream::{Upstream, is_out_of_descriptors};
+use super::upstream::Upstream;
 use super::worker::Worker;
 use super::{Config, OnRemoval, dial, http2};
 use crate::app::Protocol;
@@ -397,7 +397,7 @@ impl Attempt<'_> {
     /// None if it failed, or was given up.
     pub(super) async fn connect(&mut self) -> Option<Stream> {
         let mut connected = self.dial().await?;
-        if connected.as_ref().is_err_and(is_out_of_descriptors) && self.client.worker.upstreams.clear() {
+        if connected.as_ref().is_err_and(dial::is_out_of_descriptors) && self.client.worker.upstreams.clear() {
             connected = self.dial().await?;
         }
         connected.ok()

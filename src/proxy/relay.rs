@@ -3,7 +3,6 @@
 //! What is small is copied through a buffer of the worker's; what comes in bulk, from one plain connection to another, is
 //! moved through a pipe ([`super::splice`]). A direction goes from one to the other and back as its pieces are.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
@@ -19,24 +18,17 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsStream;
 
 use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
+use super::http1::buffer;
 use super::splice::{Bulk, Pipe};
 use super::stream::{Stream, poll_receive, poll_transmit};
 use crate::backend::Load;
 use crate::report::Counter;
 
-/// One buffer a direction, held while bytes wait in it. Measured by others: larger ones gain little without splice.
-const BUFFER_BYTES: usize = 16 * 1024;
-/// Buffers that a worker keeps for the next who needs one.
-const BUFFERS_KEPT: usize = 64;
 /// How long a side that was told everything is listened to, that it may read it. What it has not read by then is the
 /// kernel's to deliver.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 /// What a direction moves in one turn, before others have theirs.
-const TURN_BYTES: usize = 1024 * 1024;
-
-thread_local! {
-    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
+pub(super) const TURN_BYTES: usize = 1024 * 1024;
 
 /// One end of a relay, and what was read from it already.
 pub(super) struct End<'a> {
@@ -139,9 +131,9 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
 /// Reads what is for nobody any more, until the peer is done too.
 async fn linger(stream: &mut Stream, idle: Duration) {
     let rest = async {
-        let mut buffer = take_buffer();
+        let mut buffer = buffer::take_read();
         while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
-        give_back(Some(buffer));
+        buffer::give_back_read(Some(buffer));
     };
     let _ = tokio::time::timeout(idle.min(LINGER_MAX), rest).await;
 }
@@ -246,7 +238,7 @@ impl<'a> Side<'a> {
 /// One direction. An idle one holds no buffer and no pipe.
 struct Flow<'a> {
     ahead: Bytes,
-    buffer: Option<Box<[u8]>>,
+    buffer: Option<Vec<u8>>,
     start: usize,
     end: usize,
     pipe: Option<Pipe>,
@@ -402,7 +394,7 @@ impl<'a> Flow<'a> {
             ready!(tcp.poll_read_ready(cx))?;
         }
         self.pipe = None;
-        let buffer = self.buffer.get_or_insert_with(take_buffer);
+        let buffer = self.buffer.get_or_insert_with(buffer::take_read);
         let count = ready!(from.poll_read(cx, buffer))?;
         (self.start, self.end) = (0, count);
         Poll::Ready(Ok(count))
@@ -423,7 +415,7 @@ impl<'a> Flow<'a> {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     done => return done,
                 }
-                let buffer = buffer.get_or_insert_with(take_buffer);
+                let buffer = buffer.get_or_insert_with(buffer::take_read);
                 copied = rustix::io::retry_on_intr(|| rustix::io::read(from, &mut buffer[..]))?;
                 Ok(copied)
             });
@@ -441,45 +433,20 @@ impl<'a> Flow<'a> {
             self.pipe = Pipe::take();
         }
         if self.pipe.is_some() {
-            give_back(self.buffer.take());
+            buffer::give_back_read(self.buffer.take());
         }
         self.pipe.is_some()
     }
 
     fn let_go(&mut self) {
-        give_back(self.buffer.take());
+        buffer::give_back_read(self.buffer.take());
         self.pipe = None;
     }
 }
 
 impl Drop for Flow<'_> {
     fn drop(&mut self) {
-        give_back(self.buffer.take());
-    }
-}
-
-/// Lets go of most buffers that nobody needs now.
-pub(super) fn sweep() {
-    BUFFERS.with_borrow_mut(|kept| {
-        kept.truncate(kept.len() / 4);
-        kept.shrink_to_fit();
-    });
-}
-
-fn take_buffer() -> Box<[u8]> {
-    let kept = BUFFERS.with_borrow_mut(Vec::pop);
-    kept.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice())
-}
-
-fn give_back(buffer: Option<Box<[u8]>>) {
-    if let Some(buffer) = buffer {
-        // The thread may be ending, its store gone already.
-        let _ = BUFFERS.try_with(|kept| {
-            let mut kept = kept.borrow_mut();
-            if kept.len() < BUFFERS_KEPT {
-                kept.push(buffer);
-            }
-        });
+        buffer::give_back_read(self.buffer.take());
     }
 }
 
@@ -514,7 +481,7 @@ mod tests {
         let reading = tokio::spawn(async move { tokio::io::copy(&mut { client }, &mut tokio::io::sink()).await });
         let mut flow = Flow::new(Bytes::new(), None);
         // What follows is moved, not copied.
-        let bytes = 4 * BUFFER_BYTES;
+        let bytes = 4 * buffer::BUFFER_BYTES;
         backend.write_all(&vec![7; bytes]).await.unwrap();
         // All of it has arrived before any of it is read.
         let mut peeked = vec![0; bytes];

@@ -122,12 +122,9 @@ pub(super) fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut [
     let length = buffer.len();
     loop {
         ready!(tcp.poll_read_ready(cx))?;
-        let received = as_far_as_there_is(
-            tcp,
-            Interest::READABLE,
-            |count| (1..length).contains(&count),
-            || rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count),
-        );
+        let received = as_far_as_there_is(tcp, Interest::READABLE, length, || {
+            rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count)
+        });
         if let Some(count) = received? {
             return Poll::Ready(Ok(count));
         }
@@ -138,31 +135,28 @@ pub(super) fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut [
 pub(super) fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(tcp.poll_write_ready(cx))?;
-        let sent = as_far_as_there_is(
-            tcp,
-            Interest::WRITABLE,
-            |count| (1..bytes.len()).contains(&count),
-            || rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL),
-        );
+        let sent = as_far_as_there_is(tcp, Interest::WRITABLE, bytes.len(), || {
+            rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL)
+        });
         if let Some(count) = sent? {
             return Poll::Ready(Ok(count));
         }
     }
 }
 
-/// A call; none: nothing is there, or no room. `is_all` says whether another one would find that: then the runtime is
-/// told as if it had.
+/// A call; none: nothing is there, or no room. One that moved less than `wanted` has moved all there is: the runtime is
+/// told as if the next had found nothing.
 fn as_far_as_there_is(
     tcp: &TcpStream,
     interest: Interest,
-    is_all: impl Fn(usize) -> bool,
+    wanted: usize,
     mut call: impl FnMut() -> rustix::io::Result<usize>,
 ) -> io::Result<Option<usize>> {
     let mut moved = None;
     let asked = tcp.try_io(interest, || {
         let count = retry_on_intr(&mut call)?;
         moved = Some(count);
-        if is_all(count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        if (1..wanted).contains(&count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match asked {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),

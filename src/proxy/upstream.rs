@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use foldhash::HashMap;
-use rustix::io::Errno;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
@@ -102,9 +100,4 @@ impl Upstreams {
 
 fn takes_work(load: &Load) -> bool {
     !load.is_gone() && !load.rests()
-}
-
-/// Whether it failed since there are no descriptors left.
-pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
-    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

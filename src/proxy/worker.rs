@@ -26,7 +26,7 @@ use super::page::Page;
 use super::stream::Stream;
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
-use super::{Config, Shared, http1, http2, relay, splice, tcp};
+use super::{Config, Shared, http1, http2, splice, tcp};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes, TcpRoutes};
 
@@ -142,7 +142,6 @@ async fn run(
                 worker.upstreams.sweep();
                 worker.links.sweep();
                 buffer::sweep();
-                relay::sweep();
             }
         }
         worker.follow(&sockets.borrow_and_update().clone(), &mut accepting);

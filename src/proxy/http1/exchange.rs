@@ -11,6 +11,7 @@ use super::body::Body;
 use super::chunked::Output;
 use super::head::{FIELDS_INLINE, Length, ResponseHead, Scan, parse_response};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
+use crate::proxy::relay::TURN_BYTES;
 use crate::proxy::splice::Pipe;
 use crate::proxy::upstream::Upstream;
 
@@ -22,8 +23,6 @@ const PIECES_MAX: usize = 4;
 const INTERIM_MAX: usize = 16;
 /// What is left of a body that is worth a pipe.
 const LONG_BYTES: u64 = 128 * 1024;
-/// What one client's body may move before others have their turn.
-const TURN_BYTES: usize = 1024 * 1024;
 
 pub(in crate::proxy) struct Exchange<'x, 'a, F> {
     attempt: &'x mut Attempt<'a>,
