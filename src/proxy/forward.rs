@@ -10,6 +10,7 @@
 //! [`Front`], which is where the rest of the body comes from and where the response goes. Either the front has the
 //! response when it returns, whole or broken off, or the page is returned that the client is to get instead.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -26,7 +27,7 @@ use super::http1::buffer::Scratch;
 use super::http1::chunked::Output;
 use super::http1::exchange::Exchange;
 use super::http1::fields::{Places, Via, tokens, write_request};
-use super::http1::head::{HOST_BYTES_MAX, Length, RequestHead, ResponseHead, normal_host, route_path};
+use super::http1::head::{Length, RequestHead, ResponseHead, route_path};
 use super::page::Page;
 use super::stream::Stream;
 use super::tcp::is_full;
@@ -106,8 +107,10 @@ impl Request {
     }
 
     /// The host that it is for: lower case, no port, no final dot.
-    fn host<'r>(&self, room: &'r mut [u8; HOST_BYTES_MAX]) -> Option<&'r str> {
-        normal_host(self.place(self.places.host), room)
+    fn host(&self) -> Option<Cow<'_, str>> {
+        let name = std::str::from_utf8(self.place(self.places.host)).ok()?;
+        let is_lower = !name.bytes().any(|byte| byte.is_ascii_uppercase());
+        Some(if is_lower { name.into() } else { name.to_ascii_lowercase().into() })
     }
 
     /// The pool it goes to by its host and path.
@@ -116,7 +119,7 @@ impl Request {
             return None;
         };
         let path = std::str::from_utf8(self.place(self.places.path)).ok()?;
-        routes.find(self.host(&mut [0; HOST_BYTES_MAX])?, route_path(path))
+        routes.find(&self.host()?, route_path(path))
     }
 }
 
@@ -309,19 +312,18 @@ impl Client<'_> {
     fn may_ask_for(&self, request: &Request) -> bool {
         match self.way {
             tls::Client::Plain => true,
-            tls::Client::Tls { .. } => request
-                .host(&mut [0; HOST_BYTES_MAX])
-                .is_some_and(|host| self.worker.shared.tls.covers(&self.way, host)),
+            tls::Client::Tls { .. } => {
+                request.host().is_some_and(|host| self.worker.shared.tls.covers(&self.way, &host))
+            }
         }
     }
 
     /// Where a request that has no route here is to come again, if it is to.
     pub(super) fn elsewhere(&self, request: &Request) -> Option<String> {
         let path = std::str::from_utf8(request.place(request.places.path)).ok()?;
-        let mut room = [0; HOST_BYTES_MAX];
-        let host = request.host(&mut room)?;
+        let host = request.host()?;
         let tls = &self.worker.shared.tls;
-        self.worker.with_pools(|pools| tls.redirect(self.config, pools, self.port, host, path))
+        self.worker.with_pools(|pools| tls.redirect(self.config, pools, self.port, &host, path))
     }
 
     /// A backend that is not in `tried`, from the newest pool: who is in doubt may not be the only one, and those that

@@ -29,52 +29,103 @@ pub(super) enum Known {
     Other,
 }
 
-/// What a field's name means.
+/// A name that means something.
+struct Name {
+    key: (u64, u64),
+    name: &'static [u8],
+    meaning: Known,
+}
+
+impl Name {
+    const fn new(name: &'static [u8], meaning: Known) -> Self {
+        Self { key: key(name), name, meaning }
+    }
+}
+
+/// The first bytes of a token and the last, whatever their case: all of one that has no more than [`KEY_BYTES`]. The bit
+/// between upper and lower case tells no other two bytes of tokens apart but `^` and `~`, and no name here has one.
+const fn key(name: &[u8]) -> (u64, u64) {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    let (first, last) = match (name.first_chunk(), name.last_chunk(), name.first_chunk(), name.last_chunk()) {
+        (Some(first), Some(last), ..) => (u64::from_le_bytes(*first), u64::from_le_bytes(*last)),
+        (_, _, Some(first), Some(last)) => (u32::from_le_bytes(*first) as u64, u32::from_le_bytes(*last) as u64),
+        _ => match name {
+            [first, .., last] => (*first as u64, *last as u64),
+            _ => (0, 0),
+        },
+    };
+    (first | CASE, last | CASE)
+}
+
+const KEY_BYTES: usize = 16;
+
+/// By how long they are. They are compared with each field of each message, so that it is done in words.
+static NAMES: [&[Name]; 20] = [
+    &[],
+    &[],
+    &[Name::new(b"te", Known::Te)],
+    &[],
+    &[Name::new(b"host", Known::Host), Name::new(b"date", Known::Date)],
+    // CGI programs take it for the address of a proxy of their own.
+    &[Name::new(b"proxy", Known::HopByHop)],
+    &[Name::new(b"expect", Known::Expect), Name::new(b"cookie", Known::Kept)],
+    &[Name::new(b"upgrade", Known::Upgrade)],
+    &[],
+    &[
+        Name::new(b"forwarded", Known::Forwarded),
+        Name::new(b"x-real-ip", Known::Forwarded),
+        Name::new(b"x_real_ip", Known::Forwarded),
+    ],
+    &[
+        Name::new(b"connection", Known::Connection),
+        Name::new(b"keep-alive", Known::HopByHop),
+        Name::new(b"set-cookie", Known::Kept),
+    ],
+    &[],
+    &[Name::new(b"content-type", Known::Kept)],
+    &[Name::new(b"authorization", Known::Kept)],
+    &[Name::new(b"content-length", Known::ContentLength)],
+    &[Name::new(b"x-forwarded-for", Known::XForwardedFor)],
+    &[Name::new(b"x-forwarded-host", Known::XForwardedHost), Name::new(b"proxy-connection", Known::HopByHop)],
+    &[
+        Name::new(b"x-forwarded-proto", Known::XForwardedProto),
+        Name::new(b"transfer-encoding", Known::TransferEncoding),
+    ],
+    &[Name::new(b"proxy-authenticate", Known::HopByHop)],
+    &[Name::new(b"proxy-authorization", Known::HopByHop)],
+];
+
+/// What a field's name, a token, means.
 pub(super) fn known(name: &str) -> Known {
-    let is = |other: &str| name.eq_ignore_ascii_case(other);
-    // By length first: one comparison for most names.
-    match name.len() {
-        2 if is("te") => Known::Te,
-        4 if is("host") => Known::Host,
-        4 if is("date") => Known::Date,
-        // CGI programs take it for the address of a proxy of their own.
-        5 if is("proxy") => Known::HopByHop,
-        6 if is("expect") => Known::Expect,
-        6 if is("cookie") => Known::Kept,
-        7 if is("upgrade") => Known::Upgrade,
-        9 if is("forwarded") || is("x-real-ip") || is("x_real_ip") => Known::Forwarded,
-        10 if is("connection") => Known::Connection,
-        10 if is("keep-alive") => Known::HopByHop,
-        10 if is("set-cookie") => Known::Kept,
-        12 if is("content-type") => Known::Kept,
-        13 if is("authorization") => Known::Kept,
-        14 if is("content-length") => Known::ContentLength,
-        15 if is("x-forwarded-for") => Known::XForwardedFor,
-        16 if is("x-forwarded-host") => Known::XForwardedHost,
-        16 if is("proxy-connection") => Known::HopByHop,
-        17 if is("x-forwarded-proto") => Known::XForwardedProto,
-        17 if is("transfer-encoding") => Known::TransferEncoding,
-        18 if is("proxy-authenticate") => Known::HopByHop,
-        19 if is("proxy-authorization") => Known::HopByHop,
-        12.. if is_forwarded(name) => Known::Forwarded,
-        13.. if is_lookalike(name) => Known::Lookalike,
+    let name = name.as_bytes();
+    let key = key(name);
+    for other in NAMES.get(name.len()).copied().unwrap_or_default() {
+        if other.key == key && (name.len() <= KEY_BYTES || name.eq_ignore_ascii_case(other.name)) {
+            return other.meaning;
+        }
+    }
+    match name.first().map_or(0, u8::to_ascii_lowercase) {
+        _ if name.len() < 12 => Known::Other,
+        b'x' if is_forwarded(name) => Known::Forwarded,
+        b'a' | b'b' | b'd'..=b's' | b'u'..=b'z' => Known::Other,
+        _ if name.len() > 12 && is_lookalike(name) => Known::Lookalike,
         _ => Known::Other,
     }
 }
 
 /// `X-Forwarded-…` in the spellings that programs behind CGI and WSGI take for it.
-fn is_forwarded(name: &str) -> bool {
+fn is_forwarded(name: &[u8]) -> bool {
     let is_same = |byte: u8, wanted: u8| byte.eq_ignore_ascii_case(&wanted) || (byte == b'_' && wanted == b'-');
     const BEGINNING: &[u8; 12] = b"x-forwarded-";
-    name.len() >= BEGINNING.len() && name.bytes().zip(*BEGINNING).all(|(byte, wanted)| is_same(byte, wanted))
+    name.len() >= BEGINNING.len() && name.iter().zip(BEGINNING).all(|(byte, wanted)| is_same(*byte, *wanted))
 }
 
 /// A length in a spelling that some take for one: `Content_Length`, `Transfer--Encoding`, `TransferXEncoding`,
 /// `-Content-Length`, `Content-Lengt#`. What counts is what a reader sees who skips all but letters and digits, or who
 /// minds neither the byte between the two words nor a mark that stands where a letter should.
-fn is_lookalike(name: &str) -> bool {
-    let marks = name.bytes().take_while(|byte| !byte.is_ascii_alphanumeric()).count();
-    let name = name.as_bytes().get(marks..).unwrap_or_default();
+fn is_lookalike(name: &[u8]) -> bool {
+    let marks = name.iter().take_while(|byte| !byte.is_ascii_alphanumeric()).count();
+    let name = name.get(marks..).unwrap_or_default();
     match name.first() {
         Some(b'c' | b'C') => is_like(name, b"content", b"length"),
         Some(b't' | b'T') => is_like(name, b"transfer", b"encoding"),
@@ -168,7 +219,7 @@ impl<'b> Told<'b> {
 pub(in crate::proxy) struct Places {
     /// The path with its query.
     pub(in crate::proxy) path: (usize, usize),
-    /// The host, as the client named it.
+    /// The host's name: no port, no final dot.
     pub(in crate::proxy) host: (usize, usize),
 }
 
@@ -181,10 +232,8 @@ pub(in crate::proxy) fn write_request(head: &RequestHead<'_, '_>, via: &Via<'_>,
     put(out, &[root, head.path.as_bytes()]);
     let path = (path_from, out.len());
     put(out, &[b" HTTP/1.1\r\nhost: "]);
-    let host_from = out.len();
-    put(out, &[head.host]);
-    let host = (host_from, out.len());
-    put(out, &[b"\r\n"]);
+    let host = (out.len(), out.len() + head.host.name_bytes());
+    put(out, &[head.host.field(), b"\r\n"]);
     let named = Named::of(head.fields);
     let mut takes_trailers = false;
     for field in head.fields {
@@ -196,13 +245,14 @@ pub(in crate::proxy) fn write_request(head: &RequestHead<'_, '_>, via: &Via<'_>,
         }
     }
     put_length(out, head.length);
-    if told.chain.is_empty() || told.chain.len() > CHAIN_BYTES_MAX {
-        put_field(out, b"x-forwarded-for", via.client.as_bytes());
-    } else {
-        put(out, &[b"x-forwarded-for: ", &told.chain, b", ", via.client.as_bytes(), b"\r\n"]);
+    put(out, &[b"x-forwarded-for: "]);
+    if !told.chain.is_empty() && told.chain.len() <= CHAIN_BYTES_MAX {
+        put(out, &[&told.chain, b", "]);
     }
-    put_field(out, b"x-forwarded-proto", told.proto.unwrap_or(if via.is_tls { b"https" } else { b"http" }));
-    put_field(out, b"x-forwarded-host", told.host.unwrap_or(head.host));
+    let proto = told.proto.unwrap_or(if via.is_tls { b"https" } else { b"http" });
+    let host_told = told.host.unwrap_or_else(|| head.host.field());
+    put(out, &[via.client.as_bytes(), b"\r\nx-forwarded-proto: ", proto]);
+    put(out, &[b"\r\nx-forwarded-host: ", host_told, b"\r\n"]);
     if takes_trailers {
         put(out, &[b"te: trailers\r\n"]);
     }
@@ -332,13 +382,13 @@ struct Named<'b>(Vec<&'b [u8]>);
 
 impl<'b> Named<'b> {
     fn of(fields: &[Field<'b>]) -> Self {
-        // By length first: this is asked of every field.
-        let is_connection = |name: &str| name.len() == 10 && name.eq_ignore_ascii_case("connection");
-        let connection = fields.iter().filter(|field| is_connection(field.name));
-        let is_usual = |token: &&[u8]| {
-            [&b"keep-alive"[..], b"close", b"upgrade"].iter().any(|usual| token.eq_ignore_ascii_case(usual))
-        };
-        Self(connection.flat_map(|field| tokens(field.value)).filter(|token| !is_usual(token)).collect())
+        const USUAL: [&[u8]; 3] = [b"keep-alive", b"close", b"upgrade"];
+        let mut named = Vec::new();
+        for field in fields.iter().filter(|field| known(field.name) == Known::Connection) {
+            let unusual = |token: &&[u8]| !USUAL.iter().any(|usual| token.eq_ignore_ascii_case(usual));
+            named.extend(tokens(field.value).filter(unusual));
+        }
+        Self(named)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -473,6 +523,20 @@ mod tests {
             answered("HTTP/1.1 101 Go\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", Length::None, After::Upgrade),
             "HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn names_stand_where_their_length_finds_them() {
+        for (length, names) in NAMES.iter().enumerate() {
+            for Name { name, meaning, .. } in *names {
+                let name = std::str::from_utf8(name).unwrap();
+                assert_eq!((name.len(), known(&name.to_uppercase())), (length, *meaning), "{name}");
+                for at in 0..length {
+                    let other = format!("{}q{}", &name[..at], &name[at + 1..]);
+                    assert_ne!(known(&other), *meaning, "{other}");
+                }
+            }
+        }
     }
 
     #[test]

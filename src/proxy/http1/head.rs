@@ -6,6 +6,7 @@
 //! read from.
 
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use memchr::{memchr, memchr2};
 
@@ -23,7 +24,7 @@ const METHOD_BYTES_MAX: usize = 32;
 /// What `Connection` may name: each of it is compared with each field.
 const CONNECTION_TOKENS_MAX: usize = 64;
 /// The longest host that is looked up: 253 bytes of name, or an IPv6 address in brackets.
-pub(in crate::proxy) const HOST_BYTES_MAX: usize = 255;
+const HOST_BYTES_MAX: usize = 255;
 
 /// How much a request's head may have.
 #[derive(Debug, Clone, Copy)]
@@ -66,8 +67,8 @@ pub(in crate::proxy) struct RequestHead<'h, 'b> {
     pub(in crate::proxy) method: &'b str,
     /// The target: a path with its query, a query alone (the path is `/` then), or `*`.
     pub(in crate::proxy) path: &'b str,
-    /// The host as the client named it, a port with it perhaps.
-    pub(in crate::proxy) host: &'b [u8],
+    /// The host.
+    pub(in crate::proxy) host: Host<'b>,
     /// All fields, those about the connection and `Host` among them.
     pub(in crate::proxy) fields: &'h [Field<'b>],
     /// The body.
@@ -229,10 +230,8 @@ fn read_request<'h, 'b>(
     }
     let host = said.host.ok_or(Page::BadRequest("the request names no host"))?;
     let (authority, path) = split_target(target, method, is_tls)?;
-    let is_host = |host: &[u8]| normal_host(host, &mut [0; HOST_BYTES_MAX]).is_some();
-    if !is_host(host) || authority.is_some_and(|authority| !is_host(authority.as_bytes())) {
-        return Err(Page::BadRequest("the host is not a host name"));
-    }
+    let read = |field| Host::read(field).ok_or(Page::BadRequest("the host is not a host name"));
+    let (host, authority) = (read(host)?, authority.map(|host| read(host.as_bytes())).transpose()?);
     let length = match (said.length, said.is_chunked) {
         (Some(_), true) => return Err(Page::BadRequest("Content-Length and Transfer-Encoding in one request")),
         (None, true) if !is_http11 => return Err(Page::BadRequest("Transfer-Encoding in HTTP/1.0")),
@@ -252,7 +251,7 @@ fn read_request<'h, 'b>(
         method,
         path,
         // The target names the host, and the field does not count (RFC 9112, 3.2.2).
-        host: authority.map_or(host, str::as_bytes),
+        host: authority.unwrap_or(host),
         fields,
         length,
         is_http11,
@@ -420,39 +419,59 @@ fn parse_decimal(text: &[u8]) -> Option<u64> {
     (!text.is_empty()).then(|| text.iter().try_fold(0, digit)).flatten().map(i64::unsigned_abs)
 }
 
-/// The host to route by: lower case, no port, no final dot. The field is `name`, `name:port`, or an address in brackets.
-pub(in crate::proxy) fn normal_host<'r>(field: &[u8], room: &'r mut [u8; HOST_BYTES_MAX]) -> Option<&'r str> {
-    let is_address = field.first() == Some(&b'[');
-    let name_bytes = if is_address {
-        memchr(b']', field)? + 1
-    } else {
-        // A name is short: looked at byte by byte it is found sooner than by what is good for long ones.
-        field.iter().position(|byte| *byte == b':').unwrap_or(field.len())
-    };
-    let (name, port) = field.split_at_checked(name_bytes)?;
-    let is_port = match port {
-        [] | [b':'] => true,
-        [b':', digits @ ..] => parse_decimal(digits).is_some_and(|port| port <= u64::from(u16::MAX)),
-        _ => false,
-    };
-    let name = name.strip_suffix(b".").unwrap_or(name);
-    let room = room.get_mut(..name.len()).filter(|room| is_port && !room.is_empty())?;
-    let mut last = b'.';
-    for (lower, byte) in room.iter_mut().zip(name) {
-        *lower = byte.to_ascii_lowercase();
-        match *lower {
-            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
-            b'.' if is_address || last != b'.' => {}
-            b'[' | b':' | b']' if is_address => {}
-            _ => return None,
-        }
-        last = *lower;
+/// A host as a request names it: `name`, `name:port`, or an address in brackets.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) struct Host<'b> {
+    field: &'b [u8],
+    name_bytes: usize,
+}
+
+impl<'b> Host<'b> {
+    /// None: it is no host.
+    pub(in crate::proxy) fn read(field: &'b [u8]) -> Option<Self> {
+        let is_address = field.first() == Some(&b'[');
+        let name_bytes = if is_address {
+            memchr(b']', field)? + 1
+        } else {
+            // A name is short: looked at byte by byte it is found sooner than by what is good for long ones.
+            field.iter().position(|byte| *byte == b':').unwrap_or(field.len())
+        };
+        let (name, port) = field.split_at_checked(name_bytes)?;
+        let is_port = match port {
+            [] | [b':'] => true,
+            [b':', digits @ ..] => parse_decimal(digits).is_some_and(|port| port <= u64::from(u16::MAX)),
+            _ => false,
+        };
+        let name = name.strip_suffix(b".").unwrap_or(name);
+        let is_name = if is_address { is_address_in_brackets(name) } else { is_host_name(name) };
+        (is_port && is_name && name.len() <= HOST_BYTES_MAX).then_some(Self { field, name_bytes: name.len() })
     }
-    let name = std::str::from_utf8(room).ok()?;
-    let is_name = !is_address
-        || (name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')))
-            .is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
-    is_name.then_some(name)
+
+    /// As the client wrote it, a port with it perhaps.
+    pub(in crate::proxy) fn field(&self) -> &'b [u8] {
+        self.field
+    }
+
+    /// How many bytes of the field are the name: no port, no final dot.
+    pub(in crate::proxy) fn name_bytes(&self) -> usize {
+        self.name_bytes
+    }
+}
+
+/// Labels of letters, digits, `-` and `_`, none of them empty.
+fn is_host_name(name: &[u8]) -> bool {
+    let mut last = b'.';
+    let is_good = name.iter().all(|&byte| {
+        let before = std::mem::replace(&mut last, byte);
+        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') || (byte == b'.' && before != b'.')
+    });
+    is_good && last != b'.'
+}
+
+fn is_address_in_brackets(name: &[u8]) -> bool {
+    let address = name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    let address = address.and_then(|address| std::str::from_utf8(address).ok());
+    address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok())
 }
 
 /// The path to route by. A question about the server as a whole (`OPTIONS *`) goes where `/` does.
@@ -495,24 +514,24 @@ mod tests {
 
     #[test]
     fn hosts_are_read_strictly() {
-        let normal = |field: &str| normal_host(field.as_bytes(), &mut [0; HOST_BYTES_MAX]).map(str::to_owned);
+        let named = |field: &str| Host::read(field.as_bytes()).map(|host| field[..host.name_bytes()].to_owned());
         for (field, name) in [
             ("example.com", "example.com"),
-            ("Example.COM.:8080", "example.com"),
+            ("Example.COM.:8080", "Example.COM"),
             ("example.com:", "example.com"),
             ("under_score.example", "under_score.example"),
             ("10.0.0.1:80", "10.0.0.1"),
             ("[::1]:80", "[::1]"),
-            ("[2001:DB8::1]", "[2001:db8::1]"),
+            ("[2001:DB8::1]", "[2001:DB8::1]"),
         ] {
-            assert_eq!(normal(field).as_deref(), Some(name), "{field}");
+            assert_eq!(named(field).as_deref(), Some(name), "{field}");
         }
         let long = "a".repeat(256);
         for field in [
             "", ".", ":80", "a b", "a,b", "a/b", "a@b", "a:b", "a:99999", "a:80:80", "[::1", "::1", "[x]", "a..b",
-            ".a", "a\\b", "ü", "a%20b", &long,
+            "a..", ".a", "a\\b", "ü", "a%20b", &long,
         ] {
-            assert_eq!(normal(field), None, "{field}");
+            assert_eq!(named(field), None, "{field}");
             assert_eq!(judge(format!("GET / HTTP/1.1\r\nHost: {field}\r\n\r\n").as_bytes()), 400, "{field}");
         }
     }
@@ -674,7 +693,7 @@ mod tests {
             ("http://b.example?x=/y", "b.example", "?x=/y", "/"),
         ] {
             parsed(&format!("GET {target} HTTP/1.1\r\nHost: A.example:80\r\n\r\n"), |head| {
-                assert_eq!((head.host, head.path), (host.as_bytes(), path), "{target}");
+                assert_eq!((head.host.field(), head.path), (host.as_bytes(), path), "{target}");
                 assert_eq!(route_path(head.path), route, "{target}");
             });
         }

@@ -9,7 +9,7 @@ use h2::Reason;
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST};
 use http::{HeaderMap, HeaderValue, request};
 
-use crate::proxy::http1::head::{Field, HOST_BYTES_MAX, HeadLimits, Length, RequestHead, normal_host};
+use crate::proxy::http1::head::{Field, HeadLimits, Host, Length, RequestHead};
 use crate::proxy::page::Page;
 
 /// The longest method that is looked at.
@@ -130,7 +130,7 @@ pub(super) fn read<'h, 'b>(
 }
 
 /// The one host that a request names, in `:authority`, in `host`, or in both.
-fn host(parts: &request::Parts) -> Result<&[u8], Refusal> {
+fn host(parts: &request::Parts) -> Result<Host<'_>, Refusal> {
     if parts.uri.scheme_str().is_some_and(|scheme| scheme != "http" && scheme != "https") {
         return Err(Refusal::Malformed);
     }
@@ -141,10 +141,7 @@ fn host(parts: &request::Parts) -> Result<&[u8], Refusal> {
         (Some(host), _) | (None, Some(host)) => host,
         (None, None) => return Err(Refusal::Malformed),
     };
-    if normal_host(host, &mut [0; HOST_BYTES_MAX]).is_none() {
-        return Err(Refusal::Malformed);
-    }
-    Ok(host)
+    Host::read(host).ok_or(Refusal::Malformed)
 }
 
 fn only<'b>(fields: &'b HeaderMap, name: &http::HeaderName) -> Result<Option<&'b HeaderValue>, Refusal> {
@@ -189,7 +186,12 @@ mod tests {
             let cookie = head.fields.iter().filter(|field| field.name == "cookie").map(|field| field.value);
             let cookie = cookie.collect::<Vec<_>>().join(&b'|');
             (
-                format!("{}{} {}", head.path, String::from_utf8_lossy(&cookie), String::from_utf8_lossy(head.host)),
+                format!(
+                    "{}{} {}",
+                    head.path,
+                    String::from_utf8_lossy(&cookie),
+                    String::from_utf8_lossy(head.host.field())
+                ),
                 head.length,
             )
         })
