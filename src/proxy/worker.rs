@@ -273,9 +273,9 @@ impl Worker {
             // The pools as a whole are let go at once: a connection may outlive them by hours.
             let served = worker.with_pools(|pools| Served::of(pools.stream(port)));
             match served {
-                Served::Tcp(routes) => tcp::serve(&worker, client, peer, port, routes, since).await,
+                Served::Tcp(routes) => Box::pin(tcp::serve(&worker, client, peer, port, routes, since)).await,
                 Served::Http => {
-                    // Boxed, so that a connection carries room for one at a time, and one of TCP for none.
+                    // Boxed, so that a connection carries room for one at a time.
                     let client = match worker.shared.tls.is_for(port, &worker.shared.config.load()) {
                         true => Box::pin(worker.shared.tls.accept(&worker.shared, client, &[], port, since)).await,
                         false => Some(Stream::from(client)),
