@@ -20,7 +20,7 @@ use tokio_rustls::TlsStream;
 use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
 use super::http1::buffer;
 use super::splice::{Bulk, Pipe};
-use super::stream::{Stream, poll_receive, poll_transmit};
+use super::stream::{Stream, poll_transmit, receive};
 use crate::backend::Load;
 use crate::report::Counter;
 
@@ -201,12 +201,18 @@ impl<'a> Side<'a> {
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    /// Pending if nothing can be there to be read. With TLS something may always be.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.plain().map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_read_ready(cx))
+    }
+
+    /// Reads where [`Self::poll_readable`] was ready. None: nothing is there after all, and that is to be asked again.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
         match self {
-            Self::Plain(tcp) => poll_receive(tcp, cx, buffer),
+            Self::Plain(tcp) => Poll::Ready(receive(tcp, room)),
             Self::Tls(tls) => {
-                let mut buffer = ReadBuf::new(buffer);
-                tls.as_mut().poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
+                let mut room = ReadBuf::new(room);
+                tls.as_mut().poll_read(cx, &mut room).map_ok(|()| Some(room.filled().len()))
             }
         }
     }
@@ -389,15 +395,16 @@ impl<'a> Flow<'a> {
     }
 
     fn copy(&mut self, cx: &mut Context<'_>, from: &mut Side<'_>) -> Poll<io::Result<usize>> {
-        // Nobody holds a buffer to wait with.
-        if let Side::Plain(tcp) = from {
-            ready!(tcp.poll_read_ready(cx))?;
+        loop {
+            // Nobody holds a buffer to wait with.
+            ready!(from.poll_readable(cx))?;
+            self.pipe = None;
+            let buffer = self.buffer.get_or_insert_with(buffer::take_read);
+            if let Some(count) = ready!(from.poll_receive(cx, buffer))? {
+                (self.start, self.end) = (0, count);
+                return Poll::Ready(Ok(count));
+            }
         }
-        self.pipe = None;
-        let buffer = self.buffer.get_or_insert_with(buffer::take_read);
-        let count = ready!(from.poll_read(cx, buffer))?;
-        (self.start, self.end) = (0, count);
-        Poll::Ready(Ok(count))
     }
 
     fn fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<usize>> {

@@ -37,11 +37,22 @@ impl Stream {
         }
     }
 
-    /// Pending if nothing can be there to be read: less than asking for it. With TLS something may always be.
+    /// Pending if nothing can be there to be read. With TLS something may always be.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(tcp) => tcp.poll_read_ready(cx),
             Self::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Reads where [`Self::poll_readable`] was ready. None: nothing is there after all, and that is to be asked again.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
+        match self {
+            Self::Plain(tcp) => Poll::Ready(receive(tcp, room)),
+            Self::Tls(tls) => {
+                let mut room = ReadBuf::new(room);
+                Pin::new(tls).poll_read(cx, &mut room).map_ok(|()| Some(room.filled().len()))
+            }
         }
     }
 
@@ -119,16 +130,19 @@ impl AsyncWrite for Stream {
 /// does not fill the buffer is empty now, and is not asked again before the kernel says that more has come; that its end
 /// has come is said for good.
 pub(super) fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    let length = buffer.len();
     loop {
         ready!(tcp.poll_read_ready(cx))?;
-        let received = as_far_as_there_is(tcp, Interest::READABLE, length, || {
-            rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count)
-        });
-        if let Some(count) = received? {
+        if let Some(count) = receive(tcp, buffer)? {
             return Poll::Ready(Ok(count));
         }
     }
+}
+
+/// What is there now; none: nothing is.
+pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    as_far_as_there_is(tcp, Interest::READABLE, buffer.len(), || {
+        rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count)
+    })
 }
 
 /// The same for writing: a socket that does not take all is full now.

@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
 use crate::proxy::stream::Stream;
 
@@ -106,7 +106,8 @@ impl Buffer {
         }
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
+    /// Reads once; none: nothing was there.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<Option<usize>>> {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -115,10 +116,8 @@ impl Buffer {
             // Not to be taken for the connection's end.
             return Poll::Ready(Err(io::ErrorKind::StorageFull.into()));
         }
-        let mut room = ReadBuf::new(&mut self.bytes[self.end..]);
-        ready!(Pin::new(stream).poll_read(cx, &mut room))?;
-        let count = room.filled().len();
-        self.end += count;
+        let count = ready!(stream.poll_receive(cx, &mut self.bytes[self.end..]))?;
+        self.end += count.unwrap_or(0);
         Poll::Ready(Ok(count))
     }
 }
@@ -178,20 +177,26 @@ impl Input {
 
     /// Reads what is there; 0 is the end. A buffer is held only if something has come.
     pub(in crate::proxy) fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
-        if self.buffer.is_none() {
+        loop {
             // Most of the time nothing is there, and no buffer is needed to see that.
-            ready!(stream.poll_readable(cx))?;
+            let Poll::Ready(readable) = stream.poll_readable(cx) else {
+                self.release();
+                return Poll::Pending;
+            };
+            readable?;
+            let size = if self.is_bulk { BULK_BYTES } else { BUFFER_BYTES };
+            self.buffer.take_if(|buffer| buffer.filled().is_empty() && buffer.bytes.len() != size);
+            let buffer = self.buffer.get_or_insert_with(|| Buffer::new(size));
+            let filled = buffer.poll_fill(cx, stream);
+            if matches!(filled, Poll::Ready(Ok(Some(_)))) {
+                // A large buffer is worth having as long as reads bring more than a small one would hold.
+                self.is_bulk = buffer.filled().len() >= BUFFER_BYTES;
+            }
+            self.release();
+            if let Some(count) = ready!(filled)? {
+                return Poll::Ready(Ok(count));
+            }
         }
-        let size = if self.is_bulk { BULK_BYTES } else { BUFFER_BYTES };
-        self.buffer.take_if(|buffer| buffer.filled().is_empty() && buffer.bytes.len() != size);
-        let buffer = self.buffer.get_or_insert_with(|| Buffer::new(size));
-        let filled = buffer.poll_fill(cx, stream);
-        if filled.is_ready() {
-            // A large buffer is worth having as long as reads bring more than a small one would hold.
-            self.is_bulk = buffer.filled().len() >= BUFFER_BYTES;
-        }
-        self.release();
-        filled
     }
 
     /// Gives the buffer back if nothing is in it.
