@@ -226,7 +226,7 @@ impl Start<'_> {
             }}
             stream {{
                 upstream tcp {{ {servers} }}
-                server {{ listen {tcp} backlog=4096; proxy_pass tcp; }}
+                server {{ listen {tcp} backlog=4096; proxy_pass tcp; proxy_half_close on; }}
                 server {{ listen {udp} udp; proxy_pass tcp; }}
             }}",
             head = nginx_head(&self.folder),
