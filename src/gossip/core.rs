@@ -37,7 +37,7 @@ use rand::rngs::StdRng;
 pub(crate) use self::addition::Addition;
 use self::echo::Echo;
 use self::guard::Accusations;
-use self::join::Joining;
+use self::join::{CUT_OFF_AFTER, Joining};
 use self::offers::Pull;
 use super::codec::Codec;
 use super::identity::Identity;
@@ -362,7 +362,7 @@ impl Core {
             {
                 self.schedule(now, guard::RECHECK, Timer::Foca(timer));
             }
-            foca::Timer::ProbeRandomMember(_) if self.is_cut_off(now) => self.start_over(now),
+            foca::Timer::ProbeRandomMember(_) if self.is_cut_off(now, CUT_OFF_AFTER) => self.start_over(now),
             // A late or doubled timer is foca's to recognise; its error says only that it did.
             _ => drop(self.foca.handle_timer(timer, &mut self.runtime)),
         }
@@ -377,7 +377,7 @@ impl Core {
         }
         match message {
             _ if stamp.to == Tag::of(self.settings.identity.node) => self.receive_ours(now, stamp, message),
-            Message::Swim(packet) if stamp.to == Tag::ANYBODY => self.answer_knock(&stamp, packet),
+            Message::Swim(packet) if stamp.to == Tag::ANYBODY => self.answer_knock(now, &stamp, packet),
             _ => Err(Dropped::Misaddressed),
         }
     }

@@ -32,7 +32,10 @@ const CONTACT_DELAY: Duration = Duration::from_secs(10);
 
 /// A node that has heard nobody for so long, or fewer than it needs to convict anybody, is cut off, or deaf. Whom it
 /// would call dead by now are most likely well; it calls nobody anything and starts over.
-const CUT_OFF_AFTER: Duration = Duration::from_secs(20);
+pub(super) const CUT_OFF_AFTER: Duration = Duration::from_secs(20);
+/// The same when somebody knocks: who has just started over, because the same others are silent, is not to learn of them
+/// again from one that is about to. Two that are left of five would tell each other of the dead for ever.
+const NEARLY_CUT_OFF_AFTER: Duration = Duration::from_secs(15);
 
 /// Who hears of nobody new for so long knows everybody, most likely, and announces itself less often: the answer
 /// to an announcement is a datagram full of members, which costs more than all else that a quiet node sends.
@@ -181,11 +184,14 @@ impl Core {
     }
 
     /// Somebody knocks who does not know who lives here. A member may; a stranger is told, and comes again. The
-    /// answer is no longer than the knock, and changes nothing here.
-    pub(super) fn answer_knock(&mut self, stamp: &Stamp, packet: &[u8]) -> Result<(), Dropped> {
+    /// answer is no longer than the knock, and changes nothing of what is known here.
+    pub(super) fn answer_knock(&mut self, now: Instant, stamp: &Stamp, packet: &[u8]) -> Result<(), Dropped> {
         let header = read_header(stamp, &mut &packet[..])?;
         if header.message != foca::Message::Announce {
             return Err(Dropped::Misaddressed);
+        }
+        if self.is_cut_off(now, NEARLY_CUT_OFF_AFTER) {
+            self.start_over(now);
         }
         let is_known = self.foca.iter_membership_state().any(|member| *member.id() == header.src);
         if is_known && header.dst.addr == self.foca.identity().addr {
@@ -250,13 +256,13 @@ impl Core {
         self.mark_changed(now);
     }
 
-    /// Whether there are others, and too few of them are heard.
-    pub(super) fn is_cut_off(&self, now: Instant) -> bool {
+    /// Whether there are others, and too few of them were heard for so long.
+    pub(super) fn is_cut_off(&self, now: Instant, after: Duration) -> bool {
         let needed = self.foca.num_members().min(WITNESSES);
-        if needed < 2 || !self.has(Addition::StartOver) || now - self.joining.in_since < CUT_OFF_AFTER {
+        if needed < 2 || !self.has(Addition::StartOver) || now - self.joining.in_since < after {
             return false;
         }
-        let is_heard = |heard: Instant| now - heard < CUT_OFF_AFTER;
+        let is_heard = |heard: Instant| now - heard < after;
         let nodes = self.foca.iter_members().map(|member| member.id().node);
         let heard = nodes.filter_map(|node| self.held.get(&node)?.last_heard).filter(|heard| is_heard(*heard));
         heard.take(needed).count() < needed

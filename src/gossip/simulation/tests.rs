@@ -468,7 +468,7 @@ fn who_was_left_behind_or_came_first_finds_the_others() {
 
 #[test]
 fn two_that_are_left_of_five_call_the_dead_dead() {
-    is_met(2, scenario::most_die);
+    is_met(30, scenario::most_die);
 }
 
 #[test]
