@@ -119,6 +119,8 @@ pub struct ProxyCounters {
     pub killed: Counter,
     /// Connections and responses that failed on the backend's side after they had begun.
     pub broken: Counter,
+    /// Tasks that ended in a panic: a defect, which cost one connection of HTTP/1.1 or TCP, or one request of HTTP/2.
+    pub panics: Counter,
     /// Bytes from clients to backends, TCP applications.
     pub bytes_in: Counter,
     /// Bytes from backends to clients, TCP applications.

@@ -383,6 +383,7 @@ fn proxy(of: &ProxyCounters) -> Vec<Family> {
         counter("scrimp_connect_failures", "Connects to backends that failed", &of.connect_failures),
         counter("scrimp_killed_connections", "Connections ended because their backend was gone", &of.killed),
         counter("scrimp_broken_connections", "Connections and responses that a backend broke off", &of.broken),
+        counter("scrimp_panics", "Connections and requests ended by a defect of scrimp's own", &of.panics),
         counters("scrimp_tcp_bytes", "Bytes of TCP applications, as seen from the clients", "direction", bytes),
         counter("scrimp_udp_flows", "UDP flows begun", &of.udp_flows),
         gauge("scrimp_udp_flows_open", "UDP flows open now", flows as f64),

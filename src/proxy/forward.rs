@@ -233,11 +233,17 @@ pub(super) struct Client<'a> {
     pub(super) way: tls::Client,
 }
 
+/// The path at which the serving of a request has a defect, so that a test sees what one costs.
+#[cfg(test)]
+pub(super) const PANIC_PATH: &str = "/a-defect";
+
 /// Has a backend answer `request`.
 ///
 /// # Errors
 /// The page that the client gets instead; nothing of a response has reached the front.
 pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request: &Request) -> Result<End, Page> {
+    #[cfg(test)]
+    assert!(request.place(request.places.path) != PANIC_PATH.as_bytes(), "as a test");
     let worker = client.worker;
     if !client.may_ask_for(request) {
         return Err(Page::Misdirected);

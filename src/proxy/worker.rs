@@ -319,21 +319,106 @@ struct CountClosed {
 
 impl Drop for CountClosed {
     fn drop(&mut self) {
-        self.shared.counters.connections_closed.inc();
+        let counters = &self.shared.counters;
+        counters.connections_closed.inc();
+        if std::thread::panicking() {
+            counters.panics.inc();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::{Duration, SystemTime};
 
-    #[test]
-    fn a_task_that_panics_ends_alone() {
-        let after = runtime().unwrap().block_on(async {
-            let panicked = tokio::task::spawn_local(async { panic!("as a test") }).await;
-            assert!(panicked.is_err_and(|error| error.is_panic()));
-            tokio::task::spawn_local(async { "still here" }).await
-        });
-        assert_eq!(after.unwrap(), "still here");
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::app::{App, AppState, Offer, Protocol};
+    use crate::member::{Member, MemberState, NodeId, Reach, Role, Roster};
+    use crate::name::{PathPrefix, Weight};
+    use crate::pool::Rules;
+    use crate::proxy::Proxy;
+    use crate::proxy::forward::PANIC_PATH;
+    use crate::report::ProxyCounters;
+
+    /// The pools of one application at `listen`, behind which nobody listens.
+    fn pools(listen: Port) -> Pools {
+        let app = App {
+            name: "web".parse().unwrap(),
+            protocol: Protocol::Http,
+            port: Port::new(9).unwrap(),
+            listen,
+            domains: Vec::new(),
+            path: PathPrefix::root(),
+            weight: Weight::default(),
+            policy: None,
+            proxy_protocol: None,
+        };
+        let member = Member {
+            id: NodeId(1),
+            name: Some("n1".parse().unwrap()),
+            role: Some(Role::Backend),
+            address: ([127, 0, 0, 1], 9).into(),
+            state: MemberState::Alive,
+            since: SystemTime::UNIX_EPOCH,
+            reach: Reach::Unknown,
+            offer: Some(Arc::new(Offer { apps: vec![(app, AppState::Ready)] })),
+        };
+        let roster = Roster { cluster: "test".parse().unwrap(), me: NodeId(0), members: vec![member] };
+        Pools::default().next(&roster, &Rules::default(), std::time::Instant::now())
+    }
+
+    async fn until(what: &str, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(10), "{what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn ask(client: &mut TcpStream, path: &str) -> String {
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = [0; 1024];
+        let count = client.read(&mut answer).await.unwrap_or(0);
+        String::from_utf8_lossy(&answer[..count]).into_owned()
+    }
+
+    async fn ask_http2(sender: &h2::client::SendRequest<bytes::Bytes>, path: &str) -> Result<u16, h2::Error> {
+        let mut sender = sender.clone().ready().await?;
+        let request = http::Request::builder().uri(format!("http://a{path}")).body(()).unwrap();
+        Ok(sender.send_request(request, true)?.0.await?.status().as_u16())
+    }
+
+    #[tokio::test]
+    async fn p_panic_ends_one_connection_or_one_stream_and_is_counted() {
+        let ip = [127, 0, 0, 1].into();
+        let listen = Port::new(std::net::TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port()).unwrap();
+        let counters = Arc::new(ProxyCounters::default());
+        let config = Config { bind: vec![ip], workers: 1, ..Config::default() };
+        let (_pools, source) = watch::channel(Arc::new(pools(listen)));
+        let proxy = Proxy::start(config, source, Arc::clone(&counters)).unwrap();
+        let listeners = proxy.listeners();
+        until("it listens", || listeners.borrow().iter().any(|report| !report.addresses.is_empty())).await;
+
+        let address = SocketAddr::new(ip, listen.get());
+        let mut other = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut other, "/").await.starts_with("HTTP/1.1 502 "));
+        for defects in 1..=3 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            assert_eq!(ask(&mut client, PANIC_PATH).await, "", "the connection ends");
+            until("it is counted", || (counters.panics.get(), counters.connections_closed.get()) == (defects, defects))
+                .await;
+        }
+        let (sender, connection) = h2::client::handshake(TcpStream::connect(address).await.unwrap()).await.unwrap();
+        let connection = tokio::spawn(connection);
+        for defects in 4..=6 {
+            let (broken, fine) = tokio::join!(ask_http2(&sender, PANIC_PATH), ask_http2(&sender, "/"));
+            assert!(broken.unwrap_err().is_reset());
+            assert_eq!((fine.unwrap(), counters.panics.get()), (502, defects));
+        }
+        assert!(ask(&mut other, "/").await.starts_with("HTTP/1.1 502 "), "others notice nothing");
+        assert_eq!((counters.connections.get(), counters.connections_closed.get()), (5, 3));
+        connection.abort();
     }
 }

@@ -159,6 +159,9 @@ impl Drop for Open {
         session.open.set(session.open.get() - 1);
         session.header_bytes.set(session.header_bytes.get() - self.header_bytes);
         session.idle_since.set(Instant::now());
+        if std::thread::panicking() {
+            session.worker.shared.counters.panics.inc();
+        }
     }
 }
 
