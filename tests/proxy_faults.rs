@@ -139,6 +139,19 @@ fn p_die_before_on_a_kept_connection_does_not_repeat_a_post() {
 }
 
 #[test]
+fn p_die_before_on_a_kept_connection_repeats_a_get_over_a_fresh_one() {
+    let origin = Recorder::new(|seen| match seen.number {
+        0 => Step::answer(ok("first")),
+        _ => vec![Step::Close],
+    });
+    let front = Front::new(&[origin.address]);
+    assert_eq!(front.ask(GET).text(), "first");
+    assert_eq!(front.ask(GET).text(), "first", "there is no other backend, and nothing was wrong with this one");
+    let seen = origin.requests();
+    assert_eq!(seen.iter().map(|seen| (seen.connection, seen.number)).collect::<Vec<_>>(), [(0, 0), (0, 1), (1, 0)]);
+}
+
+#[test]
 fn p_die_mid_is_an_error_for_the_client_and_never_a_clean_end() {
     for ends_with in [Step::Close, Step::Reset] {
         for (framing, part) in [
@@ -232,6 +245,25 @@ fn p_early_is_delivered_and_no_connection_is_used_again() {
         end.open();
         origin.until("the first connection ends", |log| log.connections[0].end.is_some());
     }
+}
+
+#[test]
+fn p_early_a_client_that_is_still_sending_is_not_reset_at_once() {
+    let origin = Recorder::new(|_| {
+        vec![Step::send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"), Step::Close]
+    });
+    let front = Front::new(&[origin.address]);
+    let mut client = front.client();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
+    assert_eq!(client.response("POST").text(), "big");
+    assert_eq!(client.reader.rest().1, Stop::End);
+    // A reset could overtake the response on its way. What is sent for a while is read, and thrown away.
+    for _ in 0..10 {
+        client.stream.write_all(&[b'x'; 1000]).expect("the connection is not reset yet");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let closed = &front.bed.counters.connections_closed;
+    until("it is closed in the end", || closed.get() == front.bed.counters.connections.get());
 }
 
 #[test]

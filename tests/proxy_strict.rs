@@ -458,6 +458,11 @@ fn p_smuggle_lengths_that_are_none_or_two_are_refused() {
             b"POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: identity\r\n\r\n",
         ],
     );
+    table.clause("RFC 9112 2.2: empty lines before a request, and no end of them");
+    table.refuse(
+        R400,
+        &[b"\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n", &[b'\r', b'\n'].repeat(3000)],
+    );
     table.clause("RFC 9110 9.3.1, 9.3.2: a body that has no meaning");
     table.refuse(
         R400,
