@@ -15,7 +15,8 @@ pub struct Tree(Vec<u32>);
 #[derive(Debug, Default)]
 pub struct Spent {
     threads: BTreeMap<(u32, u32), u64>,
-    ticks: u64,
+    user_ticks: u64,
+    kernel_ticks: u64,
 }
 
 impl Tree {
@@ -45,7 +46,9 @@ impl Tree {
                 spent.threads.insert((*pid, thread), nanoseconds);
             }
             let fields = fields(*pid);
-            spent.ticks += [11, 12].into_iter().filter_map(|at| fields.get(at)?.parse::<u64>().ok()).sum::<u64>();
+            let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+            spent.user_ticks += ticks(11);
+            spent.kernel_ticks += ticks(12);
         }
         spent
     }
@@ -75,8 +78,20 @@ impl Spent {
             |(id, now): (&(u32, u32), &u64)| now.saturating_sub(earlier.threads.get(id).copied().unwrap_or(0));
         let exact = Duration::from_nanos(self.threads.iter().map(of_thread).sum());
         // A thread that has ended took its nanoseconds with it, but not its ticks.
-        let ticks = TICK * u32::try_from(self.ticks.saturating_sub(earlier.ticks)).unwrap_or(u32::MAX);
+        let (user, kernel) = self.ticks_since(earlier);
+        let ticks = TICK * u32::try_from(user + kernel).unwrap_or(u32::MAX);
         exact.max(ticks.saturating_sub(TICK * 2))
+    }
+
+    /// Of what was spent since an earlier moment, the part that the kernel took.
+    pub fn kernel_share_since(&self, earlier: &Self) -> f64 {
+        let (user, kernel) = self.ticks_since(earlier);
+        kernel as f64 / (user + kernel) as f64
+    }
+
+    fn ticks_since(&self, earlier: &Self) -> (u64, u64) {
+        let user = self.user_ticks.saturating_sub(earlier.user_ticks);
+        (user, self.kernel_ticks.saturating_sub(earlier.kernel_ticks))
     }
 }
 

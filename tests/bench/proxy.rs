@@ -7,7 +7,8 @@
 //!
 //! Every proxy is a real process with one worker on one core; load and origins have another. All get the same load
 //! in turns, round by round, and a ratio is the median of the ratios of neighbouring samples: the machine may change
-//! its speed meanwhile. It fails only when it could not measure.
+//! its speed meanwhile. Where a goal is missed it says where the time goes: the kernel's share of it is in every row, and
+//! the system calls are counted, ours and those of the others. It fails only when it could not measure.
 #![allow(missing_docs, unreachable_pub)]
 
 mod load;
@@ -267,6 +268,7 @@ struct Entrant<'a> {
 struct Sample {
     outcome: Outcome,
     spent: Duration,
+    kernel_share: f64,
     memory_bytes: u64,
 }
 
@@ -275,8 +277,9 @@ impl Entrant<'_> {
         let tree = self.peer.map(|peer| peer.tree.clone()).unwrap_or_default();
         let before = tree.spent();
         let outcome = (self.run)().with_context(|| self.name.clone())?;
-        let spent = tree.spent().since(&before);
-        Ok(Sample { outcome, spent, memory_bytes: tree.memory_bytes() })
+        let after = tree.spent();
+        let (spent, kernel_share) = (after.since(&before), after.kernel_share_since(&before));
+        Ok(Sample { outcome, spent, kernel_share, memory_bytes: tree.memory_bytes() })
     }
 }
 
@@ -608,10 +611,11 @@ impl Bench {
         let ours = self.options.scrimps[0].name();
         let our_samples = entrants.iter().position(|entrant| entrant.name == ours).map(|at| &samples[at]);
         println!(
-            "  {:14} {:>14} {:>22} {:>10} {:>8} {:>8} {:>8}",
+            "  {:14} {:>14} {:>22} {:>9} {:>10} {:>8} {:>8} {:>8}",
             "",
             unit.title(),
             "ours ÷ it (middle half)",
+            "kernel, %",
             if unit == Unit::Bytes { "MB/s" } else { "/s" },
             "p50 µs",
             "p99 µs",
@@ -636,10 +640,11 @@ impl Bench {
                 count / sample.outcome.took.as_secs_f64()
             });
             println!(
-                "  {:14} {:>14} {:>22} {per_second:>10.0} {:>8} {:>8} {:>8}",
+                "  {:14} {:>14} {:>22} {:>9} {per_second:>10.0} {:>8} {:>8} {:>8}",
                 entrant.name,
                 number(of(&|sample| unit.value(sample))),
                 ratio.unwrap_or_default(),
+                number(of(&|sample| sample.kernel_share * 100.0)),
                 number(of(&|sample| micros(sample.outcome.p50))),
                 number(of(&|sample| micros(sample.outcome.p99))),
                 number(of(&|sample| sample.memory_bytes as f64 / 1e6)),
@@ -659,6 +664,13 @@ impl Bench {
         });
         let verdicts: Vec<String> = verdicts.collect();
         verdicts.iter().for_each(|verdict| println!("  {verdict}"));
+        let is_missed = verdicts.iter().any(|verdict| verdict.ends_with("MISS"));
+        if is_missed
+            && unit != Unit::P99
+            && let Err(problem) = trace(entrants)
+        {
+            println!("  the system calls could not be counted: {problem:#}");
+        }
         Ok(verdicts)
     }
 }
