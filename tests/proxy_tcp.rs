@@ -498,6 +498,36 @@ fn a_reset_after_half_close_ends_both_sides() {
 }
 
 #[test]
+fn p_rst_of_a_client_to_which_nobody_listens_ends_both_sides() {
+    // Either nothing is read from the client any more, since it has said its last, or nothing for now, since the backend
+    // takes no more: the backend says nothing, and nothing else would end the two.
+    for has_ended in [true, false] {
+        let bed = Bed::new();
+        let port = bed.port();
+        let (said, heard) = std::sync::mpsc::channel();
+        let origin = Origin::start(move |stream| {
+            if has_ended {
+                let _ = said.send(read_all(&stream).is_ok());
+            }
+            // Without reading: the kernel says it by itself.
+            until("its connection is reset", || stream.take_error().is_ok_and(|error| error.is_some()));
+            let _ = said.send(true);
+        });
+        bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
+        let mut client = bed.connect(port);
+        if has_ended {
+            client.shutdown(Shutdown::Write).unwrap();
+            assert!(heard.recv_timeout(SOON).unwrap());
+        } else {
+            client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            while client.write_all(&[b'x'; 65_536]).is_ok() {}
+        }
+        reset(client);
+        assert!(heard.recv_timeout(SOON).is_ok_and(|is_reset| is_reset), "has ended: {has_ended}");
+    }
+}
+
+#[test]
 fn a_reset_by_the_backend_reaches_the_client() {
     let bed = Bed::new();
     let port = bed.port();

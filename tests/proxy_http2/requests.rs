@@ -448,6 +448,12 @@ fn every_stall_has_its_deadline() {
         assert!(client.is_closed && took >= short - Duration::from_millis(50), "{what}: {took:?}");
         assert!(took < short + Duration::from_millis(1500), "{what}: {took:?}");
     }
+    // Also while the connection is not idle, and would have long for all else.
+    let patient = Stage::with(&[origin.address], |config| config.timeouts.header = short);
+    let mut client = patient.client();
+    client.get(1, "/wait");
+    client.send(HEADERS, 0, 3, request("GET", "/", &[]));
+    client.until("it is closed", |client| client.is_closed);
     // A body that stops, and one that comes when it was to be empty: the stream ends, and the connection goes on.
     let mut client = stage.client();
     client.post(1, "/", &[]);
