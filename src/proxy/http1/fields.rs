@@ -1,5 +1,8 @@
 //! What of a message's header is passed on, and how it is written.
 
+use std::ops::Range;
+use std::ptr;
+
 use memchr::memchr;
 
 use super::head::{Field, Length, RequestHead, ResponseHead};
@@ -234,16 +237,18 @@ pub(in crate::proxy) fn write_request(head: &RequestHead<'_, '_>, via: &Via<'_>,
     put(out, &[b" HTTP/1.1\r\nhost: "]);
     let host = (out.len(), out.len() + head.host.name_bytes());
     put(out, &[head.host.field(), b"\r\n"]);
-    let named = Named::of(head.fields);
+    let named = Named::of(head.fields, head.names_fields);
     let mut takes_trailers = false;
+    let mut lines = Lines::of(head.text, out);
     for field in head.fields {
         match known(field.name) {
             Known::Other if named.has(field.name) => {}
-            Known::Other | Known::Kept | Known::Date => put_field(out, field.name.as_bytes(), field.value),
+            Known::Other | Known::Kept | Known::Date => lines.put(field),
             Known::Te => takes_trailers |= tokens(field.value).any(|coding| coding.eq_ignore_ascii_case(b"trailers")),
             _ => {}
         }
     }
+    lines.end();
     put_length(out, head.length);
     put(out, &[b"x-forwarded-for: "]);
     if !told.chain.is_empty() && told.chain.len() <= CHAIN_BYTES_MAX {
@@ -294,11 +299,13 @@ pub(super) fn write_response(
     let status =
         [b'0' + (head.status / 100 % 10) as u8, b'0' + (head.status / 10 % 10) as u8, b'0' + (head.status % 10) as u8];
     put(out, &[b"HTTP/1.1 ", &status, b" ", head.reason, b"\r\n"]);
-    let has_date = put_response_fields(head, |name, value| {
-        if hsts.is_none() || !name.eq_ignore_ascii_case(HSTS) {
-            put_field(out, name.as_bytes(), value);
+    let mut lines = Lines::of(head.text, out);
+    let has_date = put_response_fields(head, |field| {
+        if hsts.is_none() || !field.name.eq_ignore_ascii_case(HSTS) {
+            lines.put(field);
         }
     });
+    lines.end();
     if let Some(hsts) = hsts {
         put_field(out, HSTS.as_bytes(), hsts.as_bytes());
     }
@@ -317,8 +324,8 @@ pub(super) fn write_response(
 
 /// Gives `put` each field of a backend's response that a client may see, whatever it speaks; the body's length is not
 /// among them. Says whether there was a date.
-pub(in crate::proxy) fn put_response_fields(head: &ResponseHead<'_, '_>, mut put: impl FnMut(&str, &[u8])) -> bool {
-    let named = Named::of(head.fields);
+pub(in crate::proxy) fn put_response_fields(head: &ResponseHead<'_, '_>, mut put: impl FnMut(&Field<'_>)) -> bool {
+    let named = Named::of(head.fields, head.names_fields);
     let mut has_date = false;
     for field in head.fields {
         match known(field.name) {
@@ -331,11 +338,55 @@ pub(in crate::proxy) fn put_response_fields(head: &ResponseHead<'_, '_>, mut put
             | Known::Upgrade => {}
             kind => {
                 has_date |= kind == Known::Date;
-                put(field.name, field.value);
+                put(field);
             }
         }
     }
     has_date
+}
+
+/// Writes fields. Those that stand in their text as they would be written are copied, neighbours all at once.
+struct Lines<'o, 'b> {
+    text: &'b [u8],
+    out: &'o mut Vec<u8>,
+    /// What of the text is to be copied next.
+    run: Range<usize>,
+}
+
+impl<'o, 'b> Lines<'o, 'b> {
+    fn of(text: &'b [u8], out: &'o mut Vec<u8>) -> Self {
+        Self { text, out, run: 0..0 }
+    }
+
+    fn put(&mut self, field: &Field<'_>) {
+        match self.place(field) {
+            Some(line) if line.start == self.run.end => self.run.end = line.end,
+            Some(line) => {
+                self.end();
+                self.run = line;
+            }
+            None => {
+                self.end();
+                put_field(self.out, field.name.as_bytes(), field.value);
+            }
+        }
+    }
+
+    /// Where the field stands, if it does so as `name: value` and the line's end.
+    fn place(&self, field: &Field<'_>) -> Option<Range<usize>> {
+        let (name, value) = (field.name.as_bytes(), field.value);
+        let start = name.as_ptr().addr().checked_sub(self.text.as_ptr().addr())?;
+        let line = self.text.get(start..start + name.len() + value.len() + 4)?;
+        let (before, rest) = line.split_at(name.len() + 2);
+        let is_it = before.ends_with(b": ") && ptr::eq(rest.as_ptr(), value.as_ptr()) && rest.ends_with(b"\r\n");
+        is_it.then_some(start..start + line.len())
+    }
+
+    /// Copies what is still to be copied.
+    fn end(&mut self) {
+        let run = std::mem::take(&mut self.run);
+        self.out.extend_from_slice(self.text.get(run).unwrap_or_default());
+    }
 }
 
 /// Writes `name: value` and the line's end.
@@ -381,9 +432,13 @@ pub(super) fn put_decimal(out: &mut Vec<u8>, mut number: u64) {
 struct Named<'b>(Vec<&'b [u8]>);
 
 impl<'b> Named<'b> {
-    fn of(fields: &[Field<'b>]) -> Self {
+    /// `has_some` if there may be any.
+    fn of(fields: &[Field<'b>], has_some: bool) -> Self {
         const USUAL: [&[u8]; 3] = [b"keep-alive", b"close", b"upgrade"];
         let mut named = Vec::new();
+        if !has_some {
+            return Self(named);
+        }
         for field in fields.iter().filter(|field| known(field.name) == Known::Connection) {
             let unusual = |token: &&[u8]| !USUAL.iter().any(|usual| token.eq_ignore_ascii_case(usual));
             named.extend(tokens(field.value).filter(unusual));
@@ -439,7 +494,8 @@ mod tests {
 
     use crate::proxy::http1::head::{HeadLimits, parse_request, parse_response};
 
-    fn rewritten(fields: &str, is_trusted: bool) -> String {
+    /// What a backend gets behind the host.
+    fn written(fields: &str, is_trusted: bool) -> String {
         let limits = HeadLimits { header_bytes: 8000, header_fields: 100, target_bytes: 100 };
         let text = format!("POST http://a?q HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
         let mut room = [const { MaybeUninit::uninit() }; 100];
@@ -449,9 +505,12 @@ mod tests {
         assert_eq!(&out[places.path.0..places.path.1], b"/?q");
         assert_eq!(&out[places.host.0..places.host.1], b"a");
         let text = String::from_utf8(out).unwrap();
-        let text = text.strip_prefix("POST /?q HTTP/1.1\r\nhost: a\r\n").unwrap();
-        let mut lines: Vec<String> =
-            text.lines().map(str::to_ascii_lowercase).filter(|line| !line.is_empty()).collect();
+        text.strip_prefix("POST /?q HTTP/1.1\r\nhost: a\r\n").unwrap().to_owned()
+    }
+
+    fn rewritten(fields: &str, is_trusted: bool) -> String {
+        let text = written(fields, is_trusted).to_ascii_lowercase();
+        let mut lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
         lines.sort_unstable();
         lines.join("|")
     }
@@ -523,6 +582,17 @@ mod tests {
             answered("HTTP/1.1 101 Go\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", Length::None, After::Upgrade),
             "HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn fields_are_passed_on_as_they_stand_or_as_they_should() {
+        let passed = |fields: &str| written(fields, false).split("x-forwarded-for").next().unwrap().to_owned();
+        let plain = "A: b\r\nC-D: e  f\r\nSet-Cookie: g";
+        assert_eq!(passed(plain), format!("{plain}\r\n"));
+        let other =
+            "A:b\r\nB: \t c\t \r\nC:\r\nD: \r\nConnection: x, y\r\nX: 1\r\nE: f\r\nY: 2\r\nTE: gzip\r\nG: h\r\nI:j";
+        let lines = ["A: b", "B: c", "C: ", "D: ", "E: f", "G: h", "I: j"];
+        assert_eq!(passed(other), format!("{}\r\n", lines.join("\r\n")));
     }
 
     #[test]

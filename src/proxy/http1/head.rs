@@ -69,8 +69,12 @@ pub(in crate::proxy) struct RequestHead<'h, 'b> {
     pub(in crate::proxy) path: &'b str,
     /// The host.
     pub(in crate::proxy) host: Host<'b>,
+    /// The text in which the fields stand; empty: they were not read from one.
+    pub(in crate::proxy) text: &'b [u8],
     /// All fields, those about the connection and `Host` among them.
     pub(in crate::proxy) fields: &'h [Field<'b>],
+    /// Whether `Connection` may name fields that are for one hop alone.
+    pub(in crate::proxy) names_fields: bool,
     /// The body.
     pub(in crate::proxy) length: Length,
     /// Whether the client is one of HTTP/1.1 or later.
@@ -90,8 +94,12 @@ pub(in crate::proxy) struct ResponseHead<'h, 'b> {
     pub(in crate::proxy) status: u16,
     /// What the backend calls it.
     pub(in crate::proxy) reason: &'b [u8],
+    /// The text in which the fields stand; empty: they were not read from one.
+    pub(in crate::proxy) text: &'b [u8],
     /// All fields.
     pub(in crate::proxy) fields: &'h [Field<'b>],
+    /// Whether `Connection` may name fields that are for one hop alone.
+    pub(in crate::proxy) names_fields: bool,
     /// The body, as the fields say: a response to HEAD has none all the same.
     pub(in crate::proxy) length: Length,
     /// Whether the connection stays as far as the backend is concerned.
@@ -214,13 +222,14 @@ pub(super) fn parse_request<'h, 'b>(
     if target.len() > limits.target_bytes {
         return Err(Page::TargetTooLong);
     }
-    read_request(method, target, version == 1, headers, is_tls)
+    read_request(method, target, version == 1, bytes, headers, is_tls)
 }
 
 fn read_request<'h, 'b>(
     method: &'b str,
     target: &'b str,
     is_http11: bool,
+    text: &'b [u8],
     fields: &'h [Field<'b>],
     is_tls: bool,
 ) -> Result<RequestHead<'h, 'b>, Page> {
@@ -252,7 +261,9 @@ fn read_request<'h, 'b>(
         path,
         // The target names the host, and the field does not count (RFC 9112, 3.2.2).
         host: authority.unwrap_or(host),
+        text,
         fields,
+        names_fields: said.names_fields,
         length,
         is_http11,
         keeps_alive: !said.is_close && (is_http11 || said.is_keep_alive),
@@ -339,7 +350,9 @@ pub(super) fn parse_response<'h, 'b>(
     Ok(ResponseHead {
         status,
         reason,
+        text: bytes,
         fields,
+        names_fields: said.names_fields,
         length,
         keeps_alive: !said.is_close && (is_http11 || said.is_keep_alive),
         upgrade: said.upgrade.filter(|_| !said.has_more_upgrades),
@@ -356,6 +369,7 @@ struct Said<'b> {
     is_close: bool,
     is_keep_alive: bool,
     is_upgrade: bool,
+    names_fields: bool,
     upgrade: Option<&'b [u8]>,
     has_more_upgrades: bool,
     expects_continue: bool,
@@ -385,9 +399,12 @@ impl<'b> Said<'b> {
                     if self.connection_tokens > CONNECTION_TOKENS_MAX {
                         return Err("Connection names too many fields");
                     }
-                    self.is_close |= token.eq_ignore_ascii_case(b"close");
-                    self.is_keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                    self.is_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                    match () {
+                        () if token.eq_ignore_ascii_case(b"close") => self.is_close = true,
+                        () if token.eq_ignore_ascii_case(b"keep-alive") => self.is_keep_alive = true,
+                        () if token.eq_ignore_ascii_case(b"upgrade") => self.is_upgrade = true,
+                        () => self.names_fields = true,
+                    }
                 }
             }
             Known::Upgrade => self.has_more_upgrades |= self.upgrade.replace(value).is_some(),

@@ -429,7 +429,9 @@ fn with_head<T>(response: &Response<()>, length: Length, look: impl FnOnce(&Resp
     look(&ResponseHead {
         status: response.status().as_u16(),
         reason: response.status().canonical_reason().unwrap_or_default().as_bytes(),
+        text: &[],
         fields: &fields,
+        names_fields: true,
         length,
         keeps_alive: true,
         upgrade: None,

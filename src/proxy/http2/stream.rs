@@ -401,8 +401,9 @@ fn put_our_date(fields: &mut HeaderMap) {
 
 /// The fields of a backend's response; whether there was a date.
 fn put_fields(head: &ResponseHead<'_, '_>, fields: &mut HeaderMap) -> bool {
-    put_response_fields(head, |name, value| {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+    put_response_fields(head, |field| {
+        let (name, value) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
+        if let (Ok(name), Ok(value)) = (name, value) {
             fields.append(name, value);
         }
     })
