@@ -5,22 +5,19 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
-use tokio_rustls::TlsStream;
 
 use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
 use super::http1::buffer;
 use super::splice::{Bulk, Pipe};
-use super::stream::{Stream, poll_transmit, receive};
+use super::stream::{Side, Stream};
 use crate::backend::Load;
 use crate::report::Counter;
 
@@ -169,74 +166,6 @@ impl Broke {
         match self {
             Self::From => from,
             Self::To => to,
-        }
-    }
-}
-
-/// One connection, as both directions use it.
-enum Side<'a> {
-    Plain(&'a TcpStream),
-    Tls(Pin<&'a mut TlsStream<TcpStream>>),
-}
-
-impl<'a> Side<'a> {
-    fn of(stream: &'a mut Stream) -> Self {
-        match stream {
-            Stream::Plain(tcp) => Self::Plain(tcp),
-            Stream::Tls(tls) => Self::Tls(Pin::new(tls)),
-        }
-    }
-
-    fn plain(&self) -> Option<&'a TcpStream> {
-        match self {
-            Self::Plain(tcp) => Some(tcp),
-            Self::Tls(_) => None,
-        }
-    }
-
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
-        }
-    }
-
-    /// Pending if nothing can be there to be read. With TLS something may always be.
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.plain().map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_read_ready(cx))
-    }
-
-    /// Reads where [`Self::poll_readable`] was ready. None: nothing is there after all, and that is to be asked again.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
-        match self {
-            Self::Plain(tcp) => Poll::Ready(receive(tcp, room)),
-            Self::Tls(tls) => {
-                let mut room = ReadBuf::new(room);
-                tls.as_mut().poll_read(cx, &mut room).map_ok(|()| Some(room.filled().len()))
-            }
-        }
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes),
-            Self::Tls(tls) => tls.as_mut().poll_write(cx, bytes),
-        }
-    }
-
-    /// Nothing of what was written waits here any more.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Plain(_) => Poll::Ready(Ok(())),
-            Self::Tls(tls) => tls.as_mut().poll_flush(cx),
-        }
-    }
-
-    /// Says that nothing more is written.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Plain(tcp) => Poll::Ready(SockRef::from(*tcp).shutdown(Shutdown::Write)),
-            Self::Tls(tls) => tls.as_mut().poll_shutdown(cx),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! One connection, to a client or to a backend, with TLS or without: what passes through is the same.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvFlags, SendFlags};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -39,21 +41,12 @@ impl Stream {
 
     /// Pending if nothing can be there to be read. With TLS something may always be.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Plain(tcp) => tcp.poll_read_ready(cx),
-            Self::Tls(_) => Poll::Ready(Ok(())),
-        }
+        poll_readable(self.plain(), cx)
     }
 
     /// Reads where [`Self::poll_readable`] was ready. None: nothing is there after all, and that is to be asked again.
     pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
-        match self {
-            Self::Plain(tcp) => Poll::Ready(receive(tcp, room)),
-            Self::Tls(tls) => {
-                let mut room = ReadBuf::new(room);
-                Pin::new(tls).poll_read(cx, &mut room).map_ok(|()| Some(room.filled().len()))
-            }
-        }
+        Side::of(self).poll_receive(cx, room)
     }
 
     /// Whether what passes is sealed.
@@ -77,11 +70,13 @@ impl From<TlsStream<TcpStream>> for Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => {
-                let count = ready!(poll_receive(tcp, cx, buffer.initialize_unfilled()))?;
-                buffer.advance(count);
-                Poll::Ready(Ok(()))
-            }
+            Self::Plain(tcp) => loop {
+                ready!(tcp.poll_read_ready(cx))?;
+                if let Some(count) = receive(tcp, buffer.initialize_unfilled())? {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+            },
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
         }
     }
@@ -89,10 +84,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
-        }
+        Side::of(self.get_mut()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -111,10 +103,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
+        Side::of(self.get_mut()).poll_flush(cx)
     }
 
     /// Says that nothing more is sent: a FIN, and before it, with TLS, that this is the end.
@@ -126,27 +115,90 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// What tokio's own does, but for the C library's wrapper, which looks after threads that are cancelled. A socket that
-/// does not fill the buffer is empty now, and is not asked again before the kernel says that more has come; that its end
-/// has come is said for good.
-pub(super) fn poll_receive(tcp: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(tcp.poll_read_ready(cx))?;
-        if let Some(count) = receive(tcp, buffer)? {
-            return Poll::Ready(Ok(count));
+/// A connection as both directions of a relay use it at once.
+pub(super) enum Side<'a> {
+    Plain(&'a TcpStream),
+    Tls(Pin<&'a mut TlsStream<TcpStream>>),
+}
+
+impl<'a> Side<'a> {
+    pub(super) fn of(stream: &'a mut Stream) -> Self {
+        match stream {
+            Stream::Plain(tcp) => Self::Plain(tcp),
+            Stream::Tls(tls) => Self::Tls(Pin::new(tls)),
+        }
+    }
+
+    /// The connection, if what passes is not sealed.
+    pub(super) fn plain(&self) -> Option<&'a TcpStream> {
+        match self {
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(_) => None,
+        }
+    }
+
+    pub(super) fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Pending if nothing can be there to be read. With TLS something may always be.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_readable(self.plain(), cx)
+    }
+
+    /// Reads where [`Self::poll_readable`] was ready. None: nothing is there after all, and that is to be asked again.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<Option<usize>>> {
+        match self {
+            Self::Plain(tcp) => Poll::Ready(receive(tcp, room)),
+            Self::Tls(tls) => {
+                let mut room = ReadBuf::new(room);
+                tls.as_mut().poll_read(cx, &mut room).map_ok(|()| Some(room.filled().len()))
+            }
+        }
+    }
+
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes),
+            Self::Tls(tls) => tls.as_mut().poll_write(cx, bytes),
+        }
+    }
+
+    /// Nothing of what was written waits here any more.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => tls.as_mut().poll_flush(cx),
+        }
+    }
+
+    /// Says that nothing more is written.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(tcp) => Poll::Ready(SockRef::from(*tcp).shutdown(Shutdown::Write)),
+            Self::Tls(tls) => tls.as_mut().poll_shutdown(cx),
         }
     }
 }
 
-/// What is there now; none: nothing is.
-pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+fn poll_readable(plain: Option<&TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    plain.map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_read_ready(cx))
+}
+
+/// What is there now; none: nothing is. What tokio's own does, but for the C library's wrapper, which looks after threads
+/// that are cancelled. A socket that does not fill the buffer is empty now, and is not asked again before the kernel says
+/// that more has come; that its end has come is said for good.
+fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     as_far_as_there_is(tcp, Interest::READABLE, buffer.len(), || {
         rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count)
     })
 }
 
 /// The same for writing: a socket that does not take all is full now.
-pub(super) fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(tcp.poll_write_ready(cx))?;
         let sent = as_far_as_there_is(tcp, Interest::WRITABLE, bytes.len(), || {

@@ -45,17 +45,19 @@ impl Name {
     }
 }
 
-/// The first bytes of a token and the last, whatever their case: all of one that has no more than [`KEY_BYTES`]. The bit
-/// between upper and lower case tells no other two bytes of tokens apart but `^` and `~`, and no name here has one.
+/// The first bytes of a token and the last, whatever their case: all of one that has no more than [`KEY_BYTES`], but for
+/// one of three bytes, as no name here is. The bit between upper and lower case tells no other two bytes of tokens apart
+/// but `^` and `~`, and no name here has one.
 const fn key(name: &[u8]) -> (u64, u64) {
     const CASE: u64 = 0x2020_2020_2020_2020;
-    let (first, last) = match (name.first_chunk(), name.last_chunk(), name.first_chunk(), name.last_chunk()) {
-        (Some(first), Some(last), ..) => (u64::from_le_bytes(*first), u64::from_le_bytes(*last)),
-        (_, _, Some(first), Some(last)) => (u32::from_le_bytes(*first) as u64, u32::from_le_bytes(*last) as u64),
-        _ => match name {
-            [first, .., last] => (*first as u64, *last as u64),
-            _ => (0, 0),
-        },
+    let (first, last) = if let (Some(first), Some(last)) = (name.first_chunk::<8>(), name.last_chunk::<8>()) {
+        (u64::from_le_bytes(*first), u64::from_le_bytes(*last))
+    } else if let (Some(first), Some(last)) = (name.first_chunk::<4>(), name.last_chunk::<4>()) {
+        (u32::from_le_bytes(*first) as u64, u32::from_le_bytes(*last) as u64)
+    } else if let [first, .., last] = name {
+        (*first as u64, *last as u64)
+    } else {
+        (0, 0)
     };
     (first | CASE, last | CASE)
 }
@@ -390,7 +392,7 @@ impl<'o, 'b> Lines<'o, 'b> {
 }
 
 /// Writes `name: value` and the line's end.
-pub(super) fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+pub(in crate::proxy) fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     put(out, &[name, b": ", value, b"\r\n"]);
 }
 

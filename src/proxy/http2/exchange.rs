@@ -17,7 +17,7 @@ use super::intake::Intake;
 use super::links::{self, Ticket};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
 use crate::proxy::http1::chunked::{Decoder, Output};
-use crate::proxy::http1::fields::may_trail;
+use crate::proxy::http1::fields::{may_trail, put_field};
 use crate::proxy::http1::head::{Field, Length, ResponseHead};
 
 /// Connections that one request is tried on before its backend counts as one that cannot be reached: all that there are
@@ -441,9 +441,7 @@ fn with_head<T>(response: &Response<()>, length: Length, look: impl FnOnce(&Resp
 /// Trailers as lines, those that may be passed on.
 fn put_lines(fields: &HeaderMap, lines: &mut Vec<u8>) {
     for (name, value) in fields.iter().filter(|(name, _)| may_trail(name.as_str())) {
-        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            lines.extend_from_slice(piece);
-        }
+        put_field(lines, name.as_str().as_bytes(), value.as_bytes());
     }
 }
 
