@@ -132,3 +132,38 @@ impl Roster {
         self.members.iter().filter(|member| member.state.is_active() && member.role == Some(role)).count()
     }
 }
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+    use crate::app::{App, AppState, Protocol};
+    use crate::name::{PathPrefix, Port, Weight};
+
+    impl Roster {
+        /// One backend that is ready, with one application at `backend` that is served at `listen`.
+        pub(crate) fn of_one(backend: SocketAddr, protocol: Protocol, listen: Port, reach: Reach) -> Self {
+            let app = App {
+                name: "web".parse().unwrap(),
+                protocol,
+                port: Port::new(backend.port()).unwrap(),
+                listen,
+                domains: Vec::new(),
+                path: PathPrefix::root(),
+                weight: Weight::default(),
+                policy: None,
+                proxy_protocol: None,
+            };
+            let member = Member {
+                id: NodeId(1),
+                name: Some("n1".parse().unwrap()),
+                role: Some(Role::Backend),
+                address: SocketAddr::new(backend.ip(), 7377),
+                state: MemberState::Alive,
+                since: SystemTime::UNIX_EPOCH,
+                reach,
+                offer: Some(Arc::new(Offer { apps: vec![(app, AppState::Ready)] })),
+            };
+            Self { cluster: "test".parse().unwrap(), me: NodeId(0), members: vec![member] }
+        }
+    }
+}

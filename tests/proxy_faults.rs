@@ -16,7 +16,7 @@ use scrimp::app::AppState;
 use support::front::{Client, Front};
 use support::origin::{Gate, Recorder, Seen, Step};
 use support::reader::Stop;
-use support::{BlackHole, Message, Node, SOON, http_app, is_ended, nobody, ok, reset, until};
+use support::{BlackHole, Message, Node, SOON, fill, http_app, is_ended, nobody, ok, reset, until};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhello";
@@ -1216,12 +1216,6 @@ fn reset_frees_the_proxy_within_a_second(front: &Front, client: Client) {
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
-/// Sends until nothing more is taken.
-fn fill(client: &mut Client, bytes: &[u8]) {
-    client.stream.set_write_timeout(Some(SHORT)).unwrap();
-    while client.stream.write_all(bytes).is_ok() {}
-}
-
 #[test]
 fn p_rst_by_the_client_while_its_backend_is_connected_to_ends_that() {
     let hole = BlackHole::new();
@@ -1244,7 +1238,7 @@ fn p_rst_by_the_client_behind_more_requests_than_are_read_ahead_is_noticed() {
     let mut client = front.client();
     client.send(GET);
     mute.until("the request is there", |log| log.requests.len() == 1);
-    fill(&mut client, get("/next").repeat(1000).as_bytes());
+    fill(&client.stream, get("/next").repeat(1000).as_bytes());
     reset_frees_the_proxy_within_a_second(&front, client);
     go.open();
 }
@@ -1258,7 +1252,7 @@ fn p_rst_by_the_client_whose_upload_its_backend_does_not_take_is_noticed() {
     let mut client = front.client();
     client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000000000\r\n\r\n");
     deaf.until("the request is there", |log| log.requests.len() == 1);
-    fill(&mut client, &[b'x'; 1 << 16]);
+    fill(&client.stream, &[b'x'; 1 << 16]);
     reset_frees_the_proxy_within_a_second(&front, client);
     go.open();
 }

@@ -15,8 +15,8 @@ use scrimp::member::{MemberState, Reach};
 use scrimp::name::{Port, Weight};
 use scrimp::proxy::OnRemoval;
 use support::{
-    Bed, BlackHole, Node, Origin, SOON, is_ended, nobody, read_all, read_exactly, reset, tcp_app, until, until_within,
-    with_policy,
+    Bed, BlackHole, Node, Origin, SOON, fill, is_ended, nobody, read_all, read_exactly, reset, tcp_app, until,
+    until_within, with_policy,
 };
 
 /// Connects and reads the one letter with which an origin greets.
@@ -514,13 +514,12 @@ fn p_rst_of_a_client_to_which_nobody_listens_ends_both_sides() {
             let _ = said.send(true);
         });
         bed.publish_and_open(&[Node::new(1, vec![tcp_app(port, origin.address)])], port);
-        let mut client = bed.connect(port);
+        let client = bed.connect(port);
         if has_ended {
             client.shutdown(Shutdown::Write).unwrap();
             assert!(heard.recv_timeout(SOON).unwrap());
         } else {
-            client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-            while client.write_all(&[b'x'; 65_536]).is_ok() {}
+            fill(&client, &[b'x'; 65_536]);
         }
         reset(client);
         assert!(heard.recv_timeout(SOON).is_ok_and(|is_reset| is_reset), "has ended: {has_ended}");

@@ -208,37 +208,16 @@ impl Generating {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use super::*;
-    use crate::app::{App, AppState, Offer, Protocol};
-    use crate::member::{Member, MemberState, NodeId, Reach};
-    use crate::name::{PathPrefix, Port, Weight};
+    use crate::app::Protocol;
+    use crate::member::Reach;
+    use crate::name::Port;
 
     fn roster(reach: Reach) -> Arc<Roster> {
-        let app = App {
-            name: "a".parse().unwrap(),
-            protocol: Protocol::Tcp,
-            port: Port::new(8080).unwrap(),
-            listen: Port::new(8080).unwrap(),
-            domains: Vec::new(),
-            path: PathPrefix::root(),
-            weight: Weight::default(),
-            policy: None,
-            proxy_protocol: None,
-        };
-        let member = Member {
-            id: NodeId(1),
-            name: Some("n".parse().unwrap()),
-            role: Some(Role::Backend),
-            address: SocketAddr::from(([10, 0, 0, 1], 7377)),
-            state: MemberState::Alive,
-            since: SystemTime::UNIX_EPOCH,
-            reach,
-            offer: Some(Arc::new(Offer { apps: vec![(app, AppState::Ready)] })),
-        };
-        Arc::new(Roster { cluster: "c".parse().unwrap(), me: NodeId(0), members: vec![member] })
+        let backend = ([10, 0, 0, 1], 8080).into();
+        Arc::new(Roster::of_one(backend, Protocol::Tcp, Port::new(8080).unwrap(), reach))
     }
 
     #[tokio::test]

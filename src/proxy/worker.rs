@@ -329,14 +329,13 @@ impl Drop for CountClosed {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::app::{App, AppState, Offer, Protocol};
-    use crate::member::{Member, MemberState, NodeId, Reach, Role, Roster};
-    use crate::name::{PathPrefix, Weight};
+    use crate::app::Protocol;
+    use crate::member::{Reach, Roster};
     use crate::pool::Rules;
     use crate::proxy::Proxy;
     use crate::proxy::forward::PANIC_PATH;
@@ -344,28 +343,7 @@ mod tests {
 
     /// The pools of one application at `listen`, behind which nobody listens.
     fn pools(listen: Port) -> Pools {
-        let app = App {
-            name: "web".parse().unwrap(),
-            protocol: Protocol::Http,
-            port: Port::new(9).unwrap(),
-            listen,
-            domains: Vec::new(),
-            path: PathPrefix::root(),
-            weight: Weight::default(),
-            policy: None,
-            proxy_protocol: None,
-        };
-        let member = Member {
-            id: NodeId(1),
-            name: Some("n1".parse().unwrap()),
-            role: Some(Role::Backend),
-            address: ([127, 0, 0, 1], 9).into(),
-            state: MemberState::Alive,
-            since: SystemTime::UNIX_EPOCH,
-            reach: Reach::Unknown,
-            offer: Some(Arc::new(Offer { apps: vec![(app, AppState::Ready)] })),
-        };
-        let roster = Roster { cluster: "test".parse().unwrap(), me: NodeId(0), members: vec![member] };
+        let roster = Roster::of_one(([127, 0, 0, 1], 9).into(), Protocol::Http, listen, Reach::Unknown);
         Pools::default().next(&roster, &Rules::default(), std::time::Instant::now())
     }
 

@@ -353,6 +353,12 @@ pub fn is_ended(stream: &TcpStream) -> bool {
     ended
 }
 
+/// Sends until nothing more is taken.
+pub fn fill(mut stream: &TcpStream, bytes: &[u8]) {
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    while stream.write_all(bytes).is_ok() {}
+}
+
 /// Makes the close of this connection a reset. For the last handle of it.
 pub fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
