@@ -24,7 +24,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use self::baseline::Plain;
 use self::network::Network;
-use self::node::{Action, Counters, Envelope, Host, Inbox, Kind, ONE_KEY_BYTES, Pace, Seen, is_echo};
+use self::node::{Action, Counters, Envelope, Host, Inbox, Kind, ONE_KEY_BYTES, Pace, Seen, Work, is_echo};
 use self::queue::{Event, Own, Queue};
 use self::store::{Health, Store};
 use super::core::{Addition, Core, Effect, Input, Settings};
@@ -457,7 +457,7 @@ impl Simulation {
     fn open(&mut self, host: u32, mut bytes: Vec<u8>) {
         let (now, measures_work) = (self.now, self.measures_work);
         let Some(node) = self.host_mut(host) else { return };
-        let began = measures_work.then(Instant::now);
+        let work = Work::begin(measures_work);
         node.counters.datagrams_in += 1;
         let outcome = match &mut node.envelope {
             None => Some(node.node.handle(now, Input::Message(&bytes))),
@@ -472,9 +472,7 @@ impl Simulation {
             Some(outcome) => node.counters.take(outcome),
             None => node.counters.refused += 1,
         }
-        if let Some(began) = began {
-            node.counters.work += began.elapsed();
-        }
+        node.counters.work += work.took();
         self.act(host);
         if let Some(envelope) = self.host_mut(host).and_then(|node| node.envelope.as_mut()) {
             envelope.peers.forget_guest();
@@ -495,12 +493,10 @@ impl Simulation {
         let Some(node) = self.host_mut(host) else { return };
         if node.node.next_deadline().is_some_and(|deadline| deadline <= now) {
             node.counters.unread = node.counters.unread.max(node.inbox.len());
-            let began = measures_work.then(Instant::now);
+            let work = Work::begin(measures_work);
             // Waking makes no sense wrong.
             let _ = node.node.handle(now, Input::Wake);
-            if let Some(began) = began {
-                node.counters.work += began.elapsed();
-            }
+            node.counters.work += work.took();
         }
         self.act(host);
     }
@@ -562,13 +558,11 @@ impl Simulation {
             return;
         };
         let run = node.run;
-        let began = measures_work.then(Instant::now);
+        let work = Work::begin(measures_work);
         while let Some(action) = node.node.next_action() {
             actions.push(action);
         }
-        if let Some(began) = began {
-            node.counters.work += began.elapsed();
-        }
+        node.counters.work += work.took();
         let identity = node.node.identity();
         if identity != node.identity {
             // Moving to another address is the owner's wish.
@@ -624,14 +618,12 @@ impl Simulation {
         let measures_work = self.measures_work;
         let Some(node) = self.host_mut(from) else { return };
         let is_echo = is_echo(&message) && matches!(node.node, Kind::Ours(_));
-        let began = measures_work.then(Instant::now);
+        let work = Work::begin(measures_work);
         let (added, sealed) = match &node.envelope {
             Some(envelope) => (0, envelope.seal(to, &message)),
             None => (ONE_KEY_BYTES, vec![message]),
         };
-        if let Some(began) = began {
-            node.counters.work += began.elapsed();
-        }
+        node.counters.work += work.took();
         for bytes in sealed {
             let length = (bytes.len() + added) as u64;
             if let Some(node) = self.host_mut(from) {

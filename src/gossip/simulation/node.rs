@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::baseline::Plain;
 use crate::app::AppState;
 use crate::gossip::core::{Core, Dropped, Effect, Input};
@@ -71,6 +73,24 @@ impl Kind {
             Self::Plain(plain) => plain.identity(),
         }
     }
+}
+
+/// How long this thread has worked since then, if that is to be measured: what others take of the core does not count.
+pub(super) struct Work(Option<Duration>);
+
+impl Work {
+    pub(super) fn begin(is_measured: bool) -> Self {
+        Self(is_measured.then(thread_time))
+    }
+
+    pub(super) fn took(self) -> Duration {
+        self.0.map_or(Duration::ZERO, |began| thread_time().saturating_sub(began))
+    }
+}
+
+/// Processor time of this thread. The call itself costs 0.2 to 0.3 µs, of which about half counts.
+fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// Whether a host gets to run.
