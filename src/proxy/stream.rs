@@ -161,8 +161,17 @@ impl<'a> Side<'a> {
     }
 
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, bytes, SendFlags::empty())
+    }
+
+    /// Writes what is followed by the end at once, so that the kernel may send both in one packet.
+    pub(super) fn poll_write_last(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, bytes, SendFlags::MORE)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8], flags: SendFlags) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes),
+            Self::Plain(tcp) => poll_transmit(tcp, cx, bytes, flags),
             Self::Tls(tls) => tls.as_mut().poll_write(cx, bytes),
         }
     }
@@ -191,18 +200,18 @@ fn poll_readable(plain: Option<&TcpStream>, cx: &mut Context<'_>) -> Poll<io::Re
 /// What is there now; none: nothing is. What tokio's own does, but for the C library's wrapper, which looks after threads
 /// that are cancelled. A socket that does not fill the buffer is empty now, and is not asked again before the kernel says
 /// that more has come; that its end has come is said for good.
-fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     as_far_as_there_is(tcp, Interest::READABLE, buffer.len(), || {
         rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty()).map(|(_, count)| count)
     })
 }
 
 /// The same for writing: a socket that does not take all is full now.
-fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8], flags: SendFlags) -> Poll<io::Result<usize>> {
     loop {
         ready!(tcp.poll_write_ready(cx))?;
         let sent = as_far_as_there_is(tcp, Interest::WRITABLE, bytes.len(), || {
-            rustix::net::send(tcp, bytes, SendFlags::NOSIGNAL)
+            rustix::net::send(tcp, bytes, flags | SendFlags::NOSIGNAL)
         });
         if let Some(count) = sent? {
             return Poll::Ready(Ok(count));
