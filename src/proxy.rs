@@ -22,6 +22,7 @@ mod splice;
 mod stream;
 mod tcp;
 pub mod tls;
+mod tried;
 mod tunnel;
 mod udp;
 mod upstream;

@@ -32,6 +32,7 @@ use super::page::Page;
 use super::stream::Stream;
 use super::tcp::is_full;
 use super::tls;
+use super::tried::Tried;
 use super::upstream::Upstream;
 use super::worker::Worker;
 use super::{Config, OnRemoval, dial, http2};
@@ -39,9 +40,6 @@ use crate::app::Protocol;
 use crate::backend::{Lease, Standing};
 use crate::name::Port;
 use crate::pool::{Pool, Pools, PortRoutes};
-
-/// Backends that one request or connection is tried on.
-pub(super) const BACKENDS_MAX: usize = 3;
 
 /// A request as every backend gets it.
 pub(super) struct Request {
@@ -249,10 +247,10 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
         return Err(Page::Misdirected);
     }
     let mut failure = Page::NoBackend;
-    let mut tried = Vec::new();
-    while tried.len() < BACKENDS_MAX {
+    let mut tried = Tried::default();
+    while tried.may_go_on() {
         let changes_seen = worker.changes.rings();
-        let lease = match client.pick(request, &tried) {
+        let lease = match client.pick(request, tried.addresses()) {
             Ok(Some(lease)) => lease,
             Ok(None) => break,
             Err(page) if tried.is_empty() => return Err(page),
@@ -263,7 +261,7 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
             worker.shared.counters.retries.inc();
         }
         failure = Page::BadGateway;
-        let mut attempt = Attempt { client, request, lease: &lease, tried: &tried, ear: None, changes_seen };
+        let mut attempt = Attempt { client, request, lease: &lease, tried: tried.addresses(), ear: None, changes_seen };
         match attempt.run(front).await {
             Ok(Answered::Whole) => return Ok(End::Whole),
             Ok(Answered::Broken(miss)) => {
@@ -275,9 +273,12 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
                 return Ok(End::Switched(Box::new((upstream, lease))));
             }
             Err(Miss::ClientGone) => return Ok(End::Gone),
-            Err(miss) => go_on_after(client, miss, &lease, request)?,
+            Err(miss) => {
+                let was_given = !matches!(miss, Miss::Unsent);
+                go_on_after(client, miss, &lease, request)?;
+                tried.add(lease.backend().address, was_given, client.config.timeouts.connect, Instant::now());
+            }
         }
-        tried.push(lease.backend().address);
     }
     Err(failure)
 }

@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFuture;
 
 use super::dial::{self, is_ours, reset_on_close};
-use super::forward::BACKENDS_MAX;
 use super::proxy_protocol;
 use super::relay::{self, End, Outcome};
 use super::stream::Stream;
 use super::tls;
+use super::tried::Tried;
 use super::worker::Worker;
 use super::{OnRemoval, Shared};
 use crate::backend::{Lease, Load};
@@ -54,9 +54,9 @@ pub(super) async fn serve(
         reset_on_close(&client);
         return;
     }
-    let mut tried = Vec::new();
-    while tried.len() < BACKENDS_MAX
-        && let Some(lease) = pool.pick(peer, &tried)
+    let mut tried = Tried::default();
+    while tried.may_go_on()
+        && let Some(lease) = pool.pick(peer, tried.addresses())
     {
         if !tried.is_empty() {
             shared.counters.retries.inc();
@@ -75,7 +75,9 @@ pub(super) async fn serve(
             // Others would find no descriptor either.
             Some(Err(error)) if is_ours(&error) => break,
             // It failed, or is gone: there may be others, and nothing was sent.
-            Some(Err(_)) | None => tried.push(lease.backend().address),
+            Some(Err(_)) | None => {
+                tried.add(lease.backend().address, false, config.timeouts.connect, Instant::now());
+            }
         }
         pool = newest(worker, port, name.as_ref()).unwrap_or(pool);
     }
