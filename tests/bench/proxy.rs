@@ -30,6 +30,7 @@ use peers::{Door, Kind, Origins, Peer, Setup};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use scrimp::app::{App, AppState, Offer, PolicyName, Protocol};
+use scrimp::generate::{self, TemplateSource};
 use scrimp::member::{Member, MemberState, NodeId, Reach, Role, Roster};
 use scrimp::name::{PathPrefix, Port, Weight};
 use scrimp::pool::{Pools, PortRoutes, Rules};
@@ -44,7 +45,9 @@ const HTTP2_STREAMS: usize = 8;
 const IDLE_CLIENTS: usize = 9000;
 const STORM_CLIENTS: usize = 10_000;
 const STORMS: usize = 3;
-const PICK_MORE_NS: f64 = 500.0;
+const PICK_MORE_NS: f64 = 200.0;
+const MANY_BACKENDS: u16 = 10_000;
+const RENDER_MAX: Duration = Duration::from_millis(100);
 /// Long enough that setting up the connections is little of what a tracer counts.
 const TRACE_SECONDS: u64 = 5;
 const DESCRIPTORS: u64 = 65_536;
@@ -84,6 +87,7 @@ const ROWS: &[Row] = &[
     Row { name: "latency", title: "HTTP/1.1 at half of HAProxy's most", run: Bench::latency },
     Row { name: "memory", title: "Memory: idle, 9,000 idle clients, storms of 10,000", run: Bench::memory },
     Row { name: "pick", title: "Picking one of 3 and of 10,000 backends", run: Bench::pick },
+    Row { name: "render", title: "nginx's configuration for 10,000 backends", run: Bench::render },
     Row { name: "udp", title: "UDP: 64 B there and back, 64 flows", run: Bench::udp },
 ];
 
@@ -508,7 +512,7 @@ impl Bench {
         ];
         for (name, policy) in policies {
             let few = pools(3, policy)?;
-            let many = pools(10_000, policy)?;
+            let many = pools(MANY_BACKENDS, policy)?;
             // In turns too.
             let samples: Vec<(f64, f64)> = (0..self.options.rounds).map(|_| (pick_ns(&few), pick_ns(&many))).collect();
             let few = median(samples.iter().map(|(few, _)| *few).collect());
@@ -520,6 +524,31 @@ impl Bench {
             self.verdicts
                 .push(format!("{:10} {name}: {few:.0} ns of 3, {many:.0} ns of 10,000, {goal}: {verdict}", "pick"));
         }
+        Ok(())
+    }
+
+    fn render(&mut self) -> anyhow::Result<()> {
+        let pools = pools(MANY_BACKENDS, PolicyName::RoundRobin)?;
+        let config = generate::Config {
+            template: TemplateSource::Nginx,
+            target: self.folder.join("rendered.conf"),
+            check: None,
+            reload: None,
+            certificates: Vec::new(),
+        };
+        let mut samples = Vec::new();
+        for _ in 0..self.options.rounds {
+            let began = Instant::now();
+            let text = generate::preview(&config, &pools)?;
+            samples.push(began.elapsed().as_secs_f64());
+            let servers = text.lines().filter(|line| line.trim_start().starts_with("server 10.")).count();
+            ensure!(servers == usize::from(MANY_BACKENDS), "{servers} backends of {MANY_BACKENDS} stand in it");
+        }
+        let took = median(samples);
+        let verdict = if took <= RENDER_MAX.as_secs_f64() { "MET" } else { "MISS" };
+        let line = format!("{:10} goal ≤ {} ms: {:.1} ms {verdict}", "render", RENDER_MAX.as_millis(), took * 1e3);
+        println!("  {line}");
+        self.verdicts.push(line);
         Ok(())
     }
 
@@ -665,6 +694,11 @@ impl Bench {
         let verdicts: Vec<String> = verdicts.collect();
         verdicts.iter().for_each(|verdict| println!("  {verdict}"));
         let is_missed = verdicts.iter().any(|verdict| verdict.ends_with("MISS"));
+        // Nobody should be worse off than with nginx.
+        if let (true, Some(ratio)) = (is_missed, ratios.get("nginx")) {
+            let is_worse = if unit == Unit::Bytes { *ratio < 1.0 } else { *ratio > 1.0 };
+            println!("  {row:10} beside nginx: {ratio:.2}, {}", if is_worse { "worse" } else { "no worse" });
+        }
         if is_missed
             && unit != Unit::P99
             && let Err(problem) = trace(entrants)
