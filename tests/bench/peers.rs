@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -40,6 +42,7 @@ pub struct Peer {
     pub name: String,
     pub tree: Tree,
     doors: BTreeMap<Door, SocketAddr>,
+    folder: PathBuf,
     /// Backends that offer to it, the proxy itself last: the order in which they are ended.
     _processes: Vec<Process>,
 }
@@ -47,6 +50,17 @@ pub struct Peer {
 impl Peer {
     pub fn door(&self, door: Door) -> Option<SocketAddr> {
         self.doors.get(&door).copied()
+    }
+
+    /// Has a scrimp read its certificates again, and waits until it has.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        let mut stream = UnixStream::connect(self.folder.join("lb.sock"))?;
+        let request = "POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "it does not reload: {answer}");
+        Ok(())
     }
 }
 
@@ -410,7 +424,7 @@ impl Start<'_> {
             Kind::Scrimp { .. } => tree,
             _ => processes[0].tree(),
         };
-        Ok(Peer { name: self.kind.name().to_owned(), tree, doors, _processes: processes })
+        Ok(Peer { name: self.kind.name().to_owned(), tree, doors, folder: self.folder.clone(), _processes: processes })
     }
 }
 

@@ -43,6 +43,8 @@ const RELOAD_GAP: Duration = Duration::from_millis(100);
 const HTTP2_CONNECTIONS: usize = 16;
 const HTTP2_STREAMS: usize = 8;
 const IDLE_CLIENTS: usize = 9000;
+/// Requests a second, a tenth of what there is room for.
+const GENTLE_RATE: f64 = 10_000.0;
 const STORM_CLIENTS: usize = 10_000;
 const STORMS: usize = 3;
 const PICK_MORE_NS: f64 = 200.0;
@@ -377,15 +379,19 @@ impl Bench {
         let peer = self.secure.iter().find(|peer| peer.name == ours).context("nobody of ours speaks TLS")?;
         let address = peer.door(Door::Https).context("no door")?;
         peers::try_out(Door::Https, address, &self.certificate)?;
-        let pid = peer.tree.worker().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).context("no process")?;
         let (certificate, time) = (&self.certificate, Duration::from_secs(self.options.seconds));
-        let calm = move || load::handshakes_at_rate(address, certificate, HANDSHAKES_A_SECOND, TLS_CONNECTIONS, time);
+        let calm = move || {
+            let outcome = load::handshakes_at_rate(address, certificate, HANDSHAKES_A_SECOND, TLS_CONNECTIONS, time)?;
+            let rate = outcome.units as f64 / outcome.took.as_secs_f64();
+            ensure!(rate >= 0.95 * HANDSHAKES_A_SECOND, "{rate:.0} handshakes a second were all that it took");
+            Ok(outcome)
+        };
         let reloading = move || {
             let is_over = AtomicBool::new(false);
             thread::scope(|scope| {
                 let reloads = scope.spawn(|| {
                     while !is_over.load(Ordering::Relaxed) {
-                        kill_process(pid, Signal::HUP)?;
+                        peer.reload()?;
                         thread::sleep(RELOAD_GAP);
                     }
                     anyhow::Ok(())
@@ -459,8 +465,8 @@ impl Bench {
             println!("  storms of {storm_clients}: no more with {} open files", self.descriptors);
         }
         println!(
-            "  {:12} {:>8} {:>12} {:>10} {:>10} {:>12} {:>12} {:>10}",
-            "MB", "idle", "with 9,000", "KB each", "after", "first storm", "last storm", "after/idle"
+            "  {:12} {:>8} {:>12} {:>10} {:>10} {:>12} {:>12} {:>10} {:>16}",
+            "MB", "idle", "with 9,000", "KB each", "after", "first storm", "last storm", "after/idle", "p99 µs, beside"
         );
         for kind in self.kinds.clone() {
             let setup = self.setup();
@@ -478,13 +484,15 @@ impl Bench {
             let [first, last] = [footprint.storms[0], footprint.storms[STORMS - 1]];
             let back = footprint.after as f64 / footprint.idle as f64;
             println!(
-                "  {:12} {:>8} {:>12} {each:>10.1} {:>10} {:>12} {:>12} {back:>10.2}",
+                "  {:12} {:>8} {:>12} {each:>10.1} {:>10} {:>12} {:>12} {back:>10.2} {:>8} {:>7}",
                 kind.name(),
                 mb(footprint.idle),
                 mb(footprint.busy),
                 mb(footprint.after),
                 mb(first),
-                mb(last)
+                mb(last),
+                number(footprint.p99_alone),
+                number(footprint.p99_beside)
             );
             if matches!(kind, Kind::Scrimp { .. }) {
                 for (what, value, limit) in [
@@ -492,6 +500,7 @@ impl Bench {
                     ("an idle client, KB", each, 10.0),
                     ("after 9,000 went / before", back, 1.1),
                     ("last storm / first", last as f64 / first as f64, 1.1),
+                    ("p99 beside 9,000 / alone", footprint.p99_beside / footprint.p99_alone, 2.0),
                 ] {
                     let verdict = if value <= limit { "MET" } else { "MISS" };
                     self.verdicts.push(format!("{:10} {what}: {value:.2}, goal ≤ {limit}: {verdict}", "memory"));
@@ -662,7 +671,6 @@ impl Bench {
                 ratios.insert(&entrant.name, middle);
                 format!("{middle:.2} ({low:.2} to {high:.2})")
             });
-            let micros = |time: Option<Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6);
             let per_second = of(&|sample| {
                 let count =
                     if unit == Unit::Bytes { sample.outcome.bytes as f64 / 1e6 } else { sample.outcome.units as f64 };
@@ -715,6 +723,9 @@ struct Footprint {
     busy: u64,
     after: u64,
     storms: Vec<u64>,
+    /// Of requests, in microseconds: alone, and while there are many idle clients.
+    p99_alone: f64,
+    p99_beside: f64,
 }
 
 impl Footprint {
@@ -727,6 +738,12 @@ impl Footprint {
         let idle = settled();
         let clients = load::idle(address, IDLE_CLIENTS)?;
         let busy = settled();
+        let p99 = || {
+            let sample = || load::at_rate(address, CONNECTIONS, GENTLE_RATE, Duration::from_secs(1));
+            let samples: anyhow::Result<Vec<f64>> = (0..5).map(|_| Ok(micros(sample()?.p99))).collect();
+            anyhow::Ok(median(samples?))
+        };
+        let p99_beside = p99()?;
         drop(clients);
         // As little as it comes down to; who waits with giving back is waited for.
         let given_back = || {
@@ -747,7 +764,7 @@ impl Footprint {
             load::storm(address, storm_clients)?;
             storms.push(given_back());
         }
-        Ok(Self { idle, busy, after, storms })
+        Ok(Self { idle, busy, after, storms, p99_alone: p99()?, p99_beside })
     }
 }
 
@@ -853,6 +870,10 @@ fn median(mut values: Vec<f64>) -> f64 {
         count if count % 2 == 1 => values[count / 2],
         count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
     }
+}
+
+fn micros(time: Option<Duration>) -> f64 {
+    time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }
 
 fn number(value: f64) -> String {
