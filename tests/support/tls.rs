@@ -176,17 +176,21 @@ pub fn leaf(stream: &Tls) -> CertificateDer<'static> {
 pub fn ask(stream: &mut (impl Read + Write), request: &str) -> std::io::Result<(String, String)> {
     stream.write_all(request.as_bytes())?;
     stream.flush()?;
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while !answer.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        answer.push(byte[0]);
-    }
-    let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    let head = String::from_utf8_lossy(&read_head(stream)?).to_ascii_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
     let mut body = vec![0; if request.starts_with("HEAD") { 0 } else { length }];
     stream.read_exact(&mut body)?;
     Ok((head, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// Up to the empty line, and not a byte more.
+pub fn read_head(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(head)
 }
 
 pub fn get(stream: &mut (impl Read + Write), host: &str, path: &str) -> std::io::Result<(String, String)> {
