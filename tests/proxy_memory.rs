@@ -1,4 +1,4 @@
-//! What connections of HTTP/2 hold. In a test binary of its own: the memory is the process's.
+//! What connections hold. In a test binary of its own: the memory is the process's.
 #![allow(missing_docs)]
 
 mod support;
@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use support::frames::*;
-use support::{Bed, Node, SOON, http_app, until};
+use support::{Bed, Node, SOON, fill, http_app, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Memory of this process that is in use, in bytes.
@@ -15,6 +15,9 @@ fn memory() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
+
+/// Of a body; not a part of each task that sends it.
+static PIECE: [u8; 8192] = [b'x'; 8192];
 
 /// An origin that answers every request with more than anybody takes, and reads nothing of a body. It is light, since its
 /// memory counts as well.
@@ -34,7 +37,7 @@ fn endless() -> std::net::SocketAddr {
                         std::future::pending::<()>().await;
                     }
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
-                    while stream.write_all(&[b'x'; 8192]).await.is_ok() {}
+                    while stream.write_all(&PIECE).await.is_ok() {}
                 });
             }
         });
@@ -70,27 +73,48 @@ fn a_connection_holds_little_and_never_much() {
     assert!(each < 64 * 1024, "{each} bytes for an idle connection");
     drop(idle);
 
-    // As many downloads as there may be, of which nothing is read; as many uploads, which nobody takes.
+    // Downloads of which nothing is read, and uploads which nobody takes; the larger ones later, since what they leave
+    // behind would hide the others.
     for is_upload in [false, true] {
-        let before = memory();
-        let begun = bed.counters.requests.get() as usize;
-        let busy: Vec<TcpStream> = (0..BUSY).map(|_| stalled(greeted(&bed, port), is_upload)).collect();
-        until("all of them are there", || bed.counters.requests.get() as usize == begun + BUSY * 100);
-        // Until nothing grows any more.
-        let mut last = 0;
-        until("it is as large as it gets", || {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            let now = memory();
-            now.abs_diff(std::mem::replace(&mut last, now)) < 100_000
-        });
-        let each = last.saturating_sub(before) / BUSY;
+        let each = held(&bed, 30, 1, || stalled_http1(bed.connect(port), is_upload));
         println!("busy, uploads: {is_upload}: {each} bytes each");
+        assert!(each < 2 * 64 * 1024, "{each} bytes: more than 64 KiB each way");
+    }
+    // Of HTTP/2 as many as there may be at once.
+    for is_upload in [false, true] {
+        let each = held(&bed, 20, 100, || stalled(greeted(&bed, port), is_upload));
+        println!("busy with HTTP/2, uploads: {is_upload}: {each} bytes each");
         assert!(each < 1 << 20, "{each} bytes for a busy connection");
-        drop(busy);
     }
 }
 
-const BUSY: usize = 20;
+/// The bytes that each of so many connections takes, all of their requests begun.
+fn held(bed: &Bed, count: usize, requests: usize, open: impl Fn() -> TcpStream) -> usize {
+    let before = memory();
+    let begun = bed.counters.requests.get() as usize;
+    let busy: Vec<TcpStream> = (0..count).map(|_| open()).collect();
+    until("all of them are there", || bed.counters.requests.get() as usize == begun + count * requests);
+    // Until nothing grows any more.
+    let mut last = 0;
+    until("it is as large as it gets", || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let now = memory();
+        now.abs_diff(std::mem::replace(&mut last, now)) < 100_000
+    });
+    drop(busy);
+    last.saturating_sub(before) / count
+}
+
+/// Asks for more than it reads, or sends more than is read.
+fn stalled_http1(mut stream: TcpStream, is_upload: bool) -> TcpStream {
+    if is_upload {
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n").unwrap();
+        fill(&stream, &[b'x'; 65_536]);
+    } else {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    stream
+}
 
 /// Asks for as much as may be asked for, and goes no further.
 fn stalled(mut stream: TcpStream, is_upload: bool) -> TcpStream {
