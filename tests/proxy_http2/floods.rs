@@ -139,7 +139,12 @@ fn p99(mut times: Vec<Duration>) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// What a flood got through before it was cut off: bytes, time, and the codes it was told.
+/// Between the code and the close: what is still on its way is read for a second, and a machine may be busy.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// A peer that is cut off in the middle of its sending may not hear why, but one of so many hears it.
+const PEERS: usize = 10;
+
+/// What a flood got through before its connection was closed: bytes, time, and the codes it was told.
 fn run(flood: &Flood, stream: TcpStream) -> (usize, Duration, Vec<u32>) {
     const BYTES_MAX: usize = 8 << 20;
     let mut client = Client::new(stream);
@@ -160,10 +165,10 @@ fn run(flood: &Flood, stream: TcpStream) -> (usize, Duration, Vec<u32>) {
         // What has come is looked at without waiting for more.
         client.read(Duration::from_millis(1));
     }
-    let took = start.elapsed();
-    client.until_within(Duration::from_secs(3), |client| client.is_closed);
-    assert!(client.is_closed, "{}: it is still open after {sent} bytes", flood.what);
-    (sent, took, client.goaways.iter().map(|goaway| goaway.1).collect())
+    let is_told = !client.goaways.is_empty();
+    client.until_within(CLOSE_MAX, |client| client.is_closed);
+    assert!(client.is_closed, "{}: it is still open after {sent} bytes; told why: {is_told}", flood.what);
+    (sent, start.elapsed(), client.goaways.iter().map(|goaway| goaway.1).collect())
 }
 
 #[test]
@@ -186,11 +191,20 @@ fn cut_off(is_of: fn(&Flood) -> bool) {
     let stage = Stage::with(&[origin.address], |_| {});
     let mut wrong = Vec::new();
     for flood in FLOODS.iter().filter(|flood| is_of(flood)) {
-        let (sent, took, codes) = run(flood, stage.bed.connect(stage.port));
-        // A peer that is cut off in the middle of its sending may not hear why.
-        let is_told = codes.iter().all(|code| matches!(*code, ENHANCE_YOUR_CALM | PROTOCOL_ERROR | COMPRESSION_ERROR));
-        if !is_told || (sent > 1 << 20 && took > Duration::from_secs(1)) {
-            wrong.push(format!("{}: {sent} bytes, {took:?}, codes {codes:?}", flood.what));
+        let mut is_told = false;
+        for _ in 0..PEERS {
+            let (sent, took, codes) = run(flood, stage.bed.connect(stage.port));
+            let is_right = |code: &u32| matches!(*code, ENHANCE_YOUR_CALM | PROTOCOL_ERROR | COMPRESSION_ERROR);
+            if !codes.iter().all(is_right) || (sent > 1 << 20 && took > Duration::from_secs(1)) {
+                wrong.push(format!("{}: {sent} bytes, {took:?}, codes {codes:?}", flood.what));
+            }
+            is_told = !codes.is_empty();
+            if is_told {
+                break;
+            }
+        }
+        if !is_told {
+            wrong.push(format!("{}: none of {PEERS} was told why", flood.what));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -199,41 +213,43 @@ fn cut_off(is_of: fn(&Flood) -> bool) {
     });
 }
 
-/// Two attackers, who come again as soon as they are cut off; somebody on the same worker is asking all the time, and
-/// feels no more of them than of two who ask as fast as they can.
+/// What two attackers take from others by being there, beyond twice what those need alone: the scheduler's, which deals
+/// out turns of 3 ms, and has two cores for attackers, proxy, origin and the one who asks. On such a machine the p99 was
+/// 0.6 to 1.1 ms alone, and 3.8 to 4.8 ms beside floods, with and without two busy loops of somebody else.
+const SLACK: Duration = Duration::from_millis(6);
+
+/// Two attackers, who come again as soon as they are cut off; somebody on the same worker is asking all the time.
 #[test]
 fn floods_do_not_hold_up_others() {
     let (origin, _) = origin();
     let stage = Arc::new(Stage::with(&[origin.address], |_| {}));
-    let busy = during(&stage, |stage, _, is_over| drop(innocent(stage, |_| is_over.load(Ordering::SeqCst))));
-    // The machine's noise is not the floods': the calmest of three counts.
+    let asked = || p99(innocent(&stage, |count| count == 1000));
+    // The machine's noise is not the floods': the calmest of three counts, on both sides.
+    let alone = (0..3).map(|_| asked()).min().unwrap();
     let flooded = (0..3).map(|_| {
-        during(&stage, |stage, half, is_over| {
-            for flood in FLOODS.iter().skip(half).step_by(2).cycle() {
-                if is_over.load(Ordering::SeqCst) {
-                    return;
-                }
-                run(flood, stage.bed.connect(stage.port));
-            }
-        })
+        let is_over = Arc::new(AtomicBool::new(false));
+        let attackers: Vec<_> = (0..2)
+            .map(|half| {
+                let (stage, is_over) = (Arc::clone(&stage), Arc::clone(&is_over));
+                thread::spawn(move || attack(&stage, half, &is_over))
+            })
+            .collect();
+        let time = asked();
+        is_over.store(true, Ordering::SeqCst);
+        let floods: usize = attackers.into_iter().map(|attacker| attacker.join().unwrap()).sum();
+        assert!(floods > 2, "they did not come again");
+        time
     });
     let flooded = flooded.min().unwrap();
-    assert!(flooded < busy * 2 + Duration::from_millis(10), "p99 of {busy:?} has become {flooded:?}");
+    println!("p99 alone {alone:?}, beside floods {flooded:?}");
+    assert!(flooded < alone * 2 + SLACK, "p99 of {alone:?} has become {flooded:?}");
 }
 
-/// The p99 of somebody's requests while two others do something.
-fn during(stage: &Arc<Stage>, act: fn(&Stage, usize, &AtomicBool)) -> Duration {
-    let is_over = Arc::new(AtomicBool::new(false));
-    let others: Vec<_> = (0..2)
-        .map(|half| {
-            let (stage, is_over) = (Arc::clone(stage), Arc::clone(&is_over));
-            thread::spawn(move || act(&stage, half, &is_over))
-        })
-        .collect();
-    let times = innocent(stage, |count| count == 1000);
-    is_over.store(true, Ordering::SeqCst);
-    others.into_iter().for_each(|other| other.join().unwrap());
-    p99(times)
+/// Every other flood, again and again; how many there were.
+fn attack(stage: &Stage, half: usize, is_over: &AtomicBool) -> usize {
+    let floods = FLOODS.iter().skip(half).step_by(2).cycle();
+    let floods = floods.take_while(|_| !is_over.load(Ordering::SeqCst));
+    floods.map(|flood| run(flood, stage.bed.connect(stage.port))).count()
 }
 
 /// What is no flood is not taken for one.
