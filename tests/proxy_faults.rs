@@ -76,23 +76,30 @@ fn p_refused_by_all_is_a_502() {
 
 #[test]
 fn p_connto_moves_on_after_the_deadline_and_delays_nobody_else() {
+    // So long that who does not have to wait is answered before, on a machine that is busy.
+    const LIMIT: Duration = Duration::from_secs(1);
     let (hole, origin) = (BlackHole::new(), Recorder::named("good"));
-    let front = Front::with(&[hole.address, origin.address], |config| config.timeouts.connect = SHORT);
-    let start = Instant::now();
-    let mut clients: Vec<Client> = (0..10).map(|_| front.client()).collect();
-    for client in &mut clients {
-        client.send(POST);
-    }
-    let mut quick = 0;
-    for client in &mut clients {
-        assert_eq!(client.response("POST").text(), "good");
-        quick += usize::from(start.elapsed() < SHORT);
-    }
-    assert!(start.elapsed() < SHORT * 6, "all waited at once: {:?}", start.elapsed());
-    assert!(quick > 0 || start.elapsed() >= SHORT, "it waited at all");
+    let front = Front::with(&[hole.address, origin.address], |config| config.timeouts.connect = LIMIT);
+    let times: Vec<Duration> = thread::scope(|scope| {
+        let ask = || {
+            let start = Instant::now();
+            assert_eq!(front.ask(POST).text(), "good");
+            start.elapsed()
+        };
+        let clients: Vec<_> = (0..10).map(|_| scope.spawn(ask)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let waited = times.iter().filter(|time| **time >= LIMIT).count() as u64;
+    assert_eq!(
+        waited,
+        front.bed.counters.connect_failures.get(),
+        "who met the hole waited, and nobody else: {times:?}"
+    );
+    assert!((1..10).contains(&waited), "{waited} of 10 met the hole");
+    assert!(times.iter().all(|time| *time < LIMIT * 2), "one deadline, and all at once: {times:?}");
     assert_eq!(origin.log().whole(), 10, "each once");
     let front = Front::with(&[hole.address], |config| config.timeouts.connect = SHORT);
-    assert!(matches!(front.get("/").status(), 502 | 504));
+    assert_eq!(front.get("/").status(), 502);
 }
 
 /// An origin that reads a request and ends without a word.
@@ -293,7 +300,7 @@ fn p_early_before_a_body_that_ends_soon_keeps_order() {
 }
 
 #[test]
-fn p_half_a_client_that_has_said_all_gets_its_answer_or_an_end() {
+fn p_half_a_client_that_ends_behind_a_whole_request_is_taken_for_gone() {
     let go = Gate::new();
     let may = go.clone();
     let origin = Recorder::new(move |_| vec![Step::Body, Step::Wait(may.clone()), Step::send(ok("late"))]);
@@ -302,12 +309,11 @@ fn p_half_a_client_that_has_said_all_gets_its_answer_or_an_end() {
     client.send(POST);
     origin.until("the request is there", |log| log.whole() == 1);
     client.finish();
+    // Before the origin has said a word: nobody waits for it.
+    assert_eq!(client.reader.rest(), (Vec::new(), Stop::End));
+    until("it is over", || front.bed.counters.connections_closed.get() == front.bed.counters.connections.get());
     go.open();
-    match client.reader.response("POST") {
-        Ok((_, response)) => assert_eq!((response.text(), response.is_cut), ("late", false)),
-        Err(stop) => assert!(matches!(stop, Stop::End | Stop::Reset), "{stop:?}"),
-    }
-    assert!(matches!(client.reader.rest().1, Stop::End | Stop::Reset));
+    origin.until("the origin is told", |log| log.connections[0].end.is_some());
     assert_eq!(origin.log().requests.len(), 1, "it is not sent twice");
 }
 
