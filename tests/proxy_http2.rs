@@ -25,13 +25,28 @@ use sections::{CASES, Case, Want};
 use support::frames::*;
 use support::{Bed, Message, Node, Origin, SOON, Wire, http_app};
 
+/// What has reached an origin.
+#[derive(Default)]
+struct Seen {
+    heads: AtomicUsize,
+    /// Requests that it has read to their end.
+    whole: Arc<AtomicUsize>,
+}
+
 /// An origin that counts the requests that it has read to their end, and answers by their path.
 fn origin() -> (Origin, Arc<AtomicUsize>) {
-    let seen = Arc::new(AtomicUsize::new(0));
+    let (origin, seen) = watching_origin();
+    (origin, Arc::clone(&seen.whole))
+}
+
+/// The same, which counts heads too.
+fn watching_origin() -> (Origin, Arc<Seen>) {
+    let seen = Arc::new(Seen::default());
     let count = Arc::clone(&seen);
     let origin = Origin::start(move |stream| {
         let mut wire = Wire::new(stream);
         while let Some(request) = wire.head() {
+            count.heads.fetch_add(1, Ordering::SeqCst);
             let (head, mut request) = (request.clone(), request);
             if head.line.contains("/stall ") {
                 // Reads nothing of the body until the other side is gone.
@@ -42,7 +57,7 @@ fn origin() -> (Origin, Arc<AtomicUsize>) {
             if request.is_cut {
                 return;
             }
-            count.fetch_add(1, Ordering::SeqCst);
+            count.whole.fetch_add(1, Ordering::SeqCst);
             match answer(&head, &request) {
                 Some(answer) => wire.send(answer),
                 None => drop(wire.rest()),
@@ -112,7 +127,7 @@ impl Stage {
 }
 
 /// What is wrong with what came back, if anything is.
-fn judge(client: &mut Client, want: Want, seen: &dyn Fn() -> usize) -> Result<(), String> {
+fn judge(client: &mut Client, want: Want, seen: &dyn Fn() -> Result<(), String>) -> Result<(), String> {
     const TIME: Duration = Duration::from_secs(3);
     let fail = |client: &Client, what: &str| {
         let answers: Vec<_> = client.answers.iter().map(|(id, it)| (id, it.status, it.is_whole, it.reset)).collect();
@@ -145,16 +160,16 @@ fn judge(client: &mut Client, want: Want, seen: &dyn Fn() -> usize) -> Result<()
             }
             if is_goaway(codes)(client) { Ok(()) } else { fail(client, "no such error") }
         }
-        Want::Malformed(stream) => {
+        Want::Malformed(stream) | Want::Broken(stream) => {
             judge(client, Want::Stream(stream, &[PROTOCOL_ERROR, COMPRESSION_ERROR]), seen)?;
-            if seen() == 0 { Ok(()) } else { fail(client, "the origin has seen it") }
+            seen().or_else(|what| fail(client, &what))
         }
         Want::Status(stream, status) => {
             client.until_within(TIME, |client| client.answers.get(&stream).is_some_and(|it| it.status != 0));
             if client.answers.get(&stream).is_none_or(|it| it.status != status) {
                 return fail(client, "another answer");
             }
-            if seen() == 0 { Ok(()) } else { fail(client, "the origin has seen it") }
+            seen().or_else(|what| fail(client, &what))
         }
         Want::Closed => {
             client.until_within(TIME, |client| client.is_closed);
@@ -165,23 +180,61 @@ fn judge(client: &mut Client, want: Want, seen: &dyn Fn() -> usize) -> Result<()
     }
 }
 
+/// A proxy with one worker, and an origin of which it keeps a connection: what ought not to reach it has nothing to
+/// wait for.
+struct Guarded {
+    stage: Stage,
+    origin: Origin,
+    seen: Arc<Seen>,
+}
+
+impl Guarded {
+    fn new() -> Self {
+        let (origin, seen) = watching_origin();
+        let guarded = Self { stage: Stage::with(&[origin.address], |_| {}), origin, seen };
+        assert_eq!(guarded.stage.client().ask(1, "/").status, 200);
+        guarded
+    }
+
+    /// Connections that the origin has accepted, heads that it has read, and requests that it has read to their end.
+    fn counts(&self) -> [usize; 3] {
+        [self.origin.accepted(), self.seen.heads.load(Ordering::SeqCst), self.seen.whole.load(Ordering::SeqCst)]
+    }
+
+    /// Whether nothing has reached the origin but what is sent here, so that something late is seen too.
+    fn has_seen_nothing(&self, before: [usize; 3]) -> Result<(), String> {
+        let status = self.stage.client().ask(1, "/").status;
+        let [accepted, heads, whole] = before;
+        let after = self.counts();
+        let is_so = (status, after) == (200, [accepted, heads + 1, whole + 1]);
+        if is_so { Ok(()) } else { Err(format!("the origin has seen it: {before:?}, {after:?}, then {status}")) }
+    }
+}
+
 /// `SCRIMP_TEST_H2=ADDRESS` puts these questions to another server, as which they were found to be fair.
 #[test]
 fn every_section_gets_its_answer() {
     let (origin, seen) = origin();
     let other: Option<SocketAddr> = std::env::var("SCRIMP_TEST_H2").ok().map(|at| at.parse().unwrap());
-    let stage = other.is_none().then(|| Stage::new(&[origin.address]));
-    let connect = || match (&stage, other) {
-        (Some(stage), _) => stage.bed.connect(stage.port),
-        (None, other) => TcpStream::connect(other.unwrap()).unwrap(),
-    };
+    let ours = other.is_none().then(|| (Stage::new(&[origin.address]), Guarded::new()));
     let mut wrong = Vec::new();
     for Case { section, what, want, is_greeted, act } in CASES {
         let failed = catch_unwind(AssertUnwindSafe(|| {
-            let mut client = if *is_greeted { Client::new(connect()) } else { Client::silent(connect()) };
-            let before = seen.load(Ordering::SeqCst);
+            // Nothing else goes to the origin of those that are to be kept from it.
+            let is_kept = matches!(want, Want::Malformed(_) | Want::Status(..));
+            let connection = match &ours {
+                Some((_, guarded)) if is_kept => guarded.stage.bed.connect(guarded.stage.port),
+                Some((stage, _)) => stage.bed.connect(stage.port),
+                None => TcpStream::connect(other.unwrap()).unwrap(),
+            };
+            let before = (seen.load(Ordering::SeqCst), ours.as_ref().map(|(_, guarded)| guarded.counts()));
+            let mut client = if *is_greeted { Client::new(connection) } else { Client::silent(connection) };
             act(&mut client);
-            judge(&mut client, *want, &|| seen.load(Ordering::SeqCst) - before)
+            judge(&mut client, *want, &|| match (&ours, before.1) {
+                (Some((_, guarded)), Some(before)) if is_kept => guarded.has_seen_nothing(before),
+                _ if seen.load(Ordering::SeqCst) != before.0 => Err("the origin has seen all of it".to_owned()),
+                _ => Ok(()),
+            })
         }));
         match failed {
             Ok(Ok(())) => {}

@@ -18,9 +18,11 @@ pub(crate) enum Want {
     Connection(&'static [u32]),
     /// RST_STREAM on this stream with one of these codes, or the same as a connection error.
     Stream(u32, &'static [u32]),
-    /// As `Stream` with PROTOCOL_ERROR, and the origin has seen no request.
+    /// As `Stream` with PROTOCOL_ERROR, and nothing has reached the origin.
     Malformed(u32),
-    /// An answer of ours with this status, and the origin has seen no request.
+    /// The same, but what is wrong stands behind the head: the origin may have seen a part, and never all.
+    Broken(u32),
+    /// An answer of ours with this status, and nothing has reached the origin.
     Status(u32, u16),
     /// The connection ends, in whatever way.
     Closed,
@@ -45,7 +47,7 @@ const PROTOCOL: &[u32] = &[PROTOCOL_ERROR];
 const SIZE: &[u32] = &[FRAME_SIZE_ERROR];
 const FLOW: &[u32] = &[FLOW_CONTROL_ERROR];
 
-use Want::{Alive, Closed, Connection, Fine, Malformed, Status, Stream, That};
+use Want::{Alive, Broken, Closed, Connection, Fine, Malformed, Status, Stream, That};
 
 const fn case(section: &'static str, what: &'static str, want: Want, act: fn(&mut Client)) -> Case {
     Case { section, what, want, is_greeted: true, act }
@@ -638,7 +640,7 @@ pub(crate) const CASES: &[Case] = &[
         |client| client.send(GOAWAY, 0, 0, [&[0; 4][..], &[0xff; 4]].concat()),
     ),
     // 8.1: messages
-    case("8.1", "a second HEADERS without the end", Malformed(1), |client| {
+    case("8.1", "a second HEADERS without the end", Broken(1), |client| {
         client.post(1, "/count", &[]);
         client.send(HEADERS, END_HEADERS, 1, block(&[("x", "y")]));
     }),
@@ -651,16 +653,16 @@ pub(crate) const CASES: &[Case] = &[
         client.post(1, "/", &[]);
         client.send(HEADERS, END_HEADERS | END_STREAM, 1, block(&[("x-sum", "y")]));
     }),
-    case("8.1", "trailers with a pseudo field", Malformed(1), |client| {
+    case("8.1", "trailers with a pseudo field", Broken(1), |client| {
         client.post(1, "/count", &[]);
         client.data(1, 0, "x");
         client.send(HEADERS, END_HEADERS | END_STREAM, 1, block(&[(":method", "GET")]));
     }),
-    case("8.1", "trailers with a pseudo field of the static table", Malformed(1), |client| {
+    case("8.1", "trailers with a pseudo field of the static table", Broken(1), |client| {
         client.post(1, "/count", &[]);
         client.send(HEADERS, END_HEADERS | END_STREAM, 1, [METHOD_GET]);
     }),
-    case("8.1", "trailers with a field of the connection", Malformed(1), |client| {
+    case("8.1", "trailers with a field of the connection", Broken(1), |client| {
         client.post(1, "/count", &[]);
         client.data(1, 0, "x");
         client.send(HEADERS, END_HEADERS | END_STREAM, 1, block(&[("transfer-encoding", "chunked")]));
@@ -693,26 +695,26 @@ pub(crate) const CASES: &[Case] = &[
         |client| client.send(HEADERS, END_HEADERS | END_STREAM, 1, request("HEAD", "/", &[])),
     ),
     // 8.1.1: malformed messages
-    case("8.1.1", "content-length above the body", Malformed(1), |client| {
+    case("8.1.1", "content-length above the body", Broken(1), |client| {
         client.post(1, "/count", &[("content-length", "2")]);
         client.data(1, END_STREAM, "x");
     }),
-    case("8.1.1", "content-length above the body, in two pieces", Malformed(1), |client| {
+    case("8.1.1", "content-length above the body, in two pieces", Broken(1), |client| {
         client.post(1, "/count", &[("content-length", "4")]);
         client.data(1, 0, "x");
         client.data(1, END_STREAM, "x");
     }),
-    case("8.1.1", "content-length below the body", Malformed(1), |client| {
+    case("8.1.1", "content-length below the body", Broken(1), |client| {
         client.post(1, "/count", &[("content-length", "1")]);
         client.data(1, END_STREAM, "xx");
     }),
-    case("8.1.1", "content-length below the body, in two pieces", Malformed(1), |client| {
+    case("8.1.1", "content-length below the body, in two pieces", Broken(1), |client| {
         client.post(1, "/count", &[("content-length", "2")]);
         client.data(1, 0, "xx");
         client.data(1, END_STREAM, "x");
     }),
     case("8.1.1", "content-length without a body", Malformed(1), |client| with(client, &[("content-length", "1")])),
-    case("8.1.1", "content-length above the body, then trailers", Malformed(1), |client| {
+    case("8.1.1", "content-length above the body, then trailers", Broken(1), |client| {
         client.post(1, "/count", &[("content-length", "2")]);
         client.data(1, 0, "x");
         client.send(HEADERS, END_HEADERS | END_STREAM, 1, block(&[("x-sum", "y")]));
