@@ -153,4 +153,12 @@ mod tests {
             assert!(is_here(own.ip()), "{own:?}");
         }
     }
+    /// What sets it does not say whether that went well.
+    #[tokio::test]
+    async fn small_pieces_go_to_a_backend_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(stream.nodelay().unwrap());
+        assert!(SockRef::from(&stream).out_of_band_inline().unwrap());
+    }
 }
