@@ -903,6 +903,65 @@ fn upgrading() -> Origin {
 
 const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
 
+/// A tunnel that was just opened, through a proxy for which HTTP is over soon.
+fn tunnel(origin: &Origin, tcp_idle: Duration) -> (Stage, Wire) {
+    let bed = Bed::with(|config| {
+        config.timeouts.first_byte = HTTP_IDLE;
+        config.timeouts.header = HTTP_IDLE;
+        config.timeouts.body_progress = HTTP_IDLE;
+        config.timeouts.idle = HTTP_IDLE;
+        config.timeouts.response = HTTP_IDLE;
+        config.timeouts.tcp_idle = tcp_idle;
+    });
+    let stage = Stage::on(bed, &[origin.address]);
+    let mut wire = stage.wire();
+    wire.send(UPGRADE);
+    assert_eq!(wire.head().unwrap().status(), 101);
+    (stage, wire)
+}
+
+/// How long anything of HTTP's may stand still.
+const HTTP_IDLE: Duration = Duration::from_millis(200);
+
+#[test]
+fn p_ws_a_silent_tunnel_outlives_what_ends_silent_http() {
+    let origin = upgrading();
+    let (stage, mut wire) = tunnel(&origin, Duration::from_secs(60));
+    // A connection that waits for its next request is closed meanwhile, and a body that stands still is given up, twice.
+    for _ in 0..2 {
+        let mut kept = stage.wire();
+        kept.send(GET);
+        assert_eq!(kept.response().field("connection"), None);
+        assert_eq!(kept.rest().unwrap(), b"");
+        let mut stalled = stage.wire();
+        stalled.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhel");
+        assert_eq!(stalled.response().status(), 408);
+        assert!(!is_ended(&wire.stream));
+    }
+    wire.send("hello");
+    assert_eq!(wire.read_exactly(5), b"hello");
+}
+
+#[test]
+fn p_ws_a_tunnel_without_a_byte_ends_when_a_tcp_connection_would() {
+    const TCP_IDLE: Duration = Duration::from_millis(600);
+    let origin = upgrading();
+    let (stage, mut wire) = tunnel(&origin, TCP_IDLE);
+    // As long as it is used it stays, for longer than the limit.
+    let opened = Instant::now();
+    let mut used = opened;
+    while opened.elapsed() < TCP_IDLE * 2 {
+        used = Instant::now();
+        wire.send("hello");
+        assert_eq!(wire.read_exactly(5), b"hello");
+        thread::sleep(TCP_IDLE / 10);
+    }
+    until("it ends", || is_ended(&wire.stream));
+    assert!(used.elapsed() >= TCP_IDLE, "it has ended after {:?} of silence", used.elapsed());
+    let counters = &stage.bed.counters;
+    until("it is over", || counters.connections.get() == counters.connections_closed.get());
+}
+
 #[test]
 fn an_upgrade_that_nobody_asked_for_is_a_502() {
     let origin = upgrading();
