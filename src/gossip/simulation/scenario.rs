@@ -291,7 +291,7 @@ impl Simulation {
         if self.seed.is_multiple_of(2) { self.any_backend(balancers) } else { balancers - 1 }
     }
 
-    fn identity_changes(&self) -> u64 {
+    pub(super) fn identity_changes(&self) -> u64 {
         self.alive().map(|(_, host)| host.counters.identity_changes).sum()
     }
 
@@ -395,7 +395,11 @@ pub(super) fn stop_using_dead(setup: &Setup, size: u32) -> Vec<Measure> {
 pub(super) fn false_removals(setup: &Setup, size: u32, loss: f64, time: Duration) -> Vec<Measure> {
     let mut sim = formed(setup, size, BALANCERS.min(size / 2), ordinary(loss));
     sim.run(time);
-    removals(&sim)
+    sim.network.loss = Network::ordinary().loss;
+    let whole = sim.settle(NEVER);
+    let mut measures = removals(&sim);
+    measures.push(took("one full view at the end, once the loss is over", 20.0, whole));
+    measures
 }
 
 pub(super) fn bursts(setup: &Setup, size: u32) -> Vec<Measure> {
