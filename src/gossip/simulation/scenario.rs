@@ -15,7 +15,7 @@ use super::{MINUTE, MS, Mode, SECOND, Seeds, Simulation, Start, at};
 use crate::app::{App, AppState, OFFER_BYTES_MAX, Offer, Protocol};
 use crate::gossip::core::{Addition, DATAGRAM_BYTES_MAX, Input};
 use crate::gossip::record::encode_apps;
-use crate::member::Role;
+use crate::member::{MemberState, Role};
 use crate::name::{PathPrefix, Port, Weight};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -292,7 +292,11 @@ impl Simulation {
     }
 
     pub(super) fn identity_changes(&self) -> u64 {
-        self.alive().map(|(_, host)| host.counters.identity_changes).sum()
+        self.identity_changes_of(|_| true)
+    }
+
+    fn identity_changes_of(&self, is_meant: impl Fn(u32) -> bool) -> u64 {
+        self.alive().filter(|(host, _)| is_meant(*host)).map(|(_, host)| host.counters.identity_changes).sum()
     }
 
     /// Until all see all, with their offers.
@@ -445,8 +449,9 @@ pub(super) fn throttled(setup: &Setup, size: u32, time: Duration) -> Vec<Measure
     sim.run(time);
     vec![
         count("healthy backends removed by healthy balancers", Goal::ZERO, sim.false_removals),
-        count("healthy members seen down by healthy ones", Goal::SHOWN, sim.false_downs),
-        count("identity changes", Goal::SHOWN, sim.identity_changes()),
+        count("healthy members seen down by healthy ones", Goal::ZERO, sim.false_downs),
+        count("identity changes of healthy members", Goal::ZERO, sim.identity_changes_of(|host| sim.is_well(host))),
+        count("identity changes of throttled ones", Goal::SHOWN, sim.identity_changes_of(|host| !sim.is_well(host))),
     ]
 }
 
@@ -512,16 +517,26 @@ fn one_is_ill(mut sim: Simulation, victim: u32) -> Vec<Measure> {
     let set_ill = |sim: &mut Simulation, is_ill| sim.host_mut(victim).into_iter().for_each(|host| host.is_ill = is_ill);
     set_ill(&mut sim, true);
     sim.run(5 * MINUTE);
-    let (removed, down, renewed) = (sim.false_removals, sim.false_downs, sim.identity_changes());
+    let (removed, down) = (sim.false_removals, sim.false_downs);
+    let (renewed, own) =
+        (sim.identity_changes_of(|host| host != victim), sim.identity_changes_of(|host| host == victim));
+    let is_convicted = |host: u32| sim.seen(victim, host).state == Some(MemberState::Down);
+    let convicted = sim.alive().filter(|(host, _)| is_convicted(*host)).count();
     sim.network.deaf.clear();
     sim.network.only.clear();
     set_ill(&mut sim, false);
+    sim.forget_counters();
     let back = sim.settle(NEVER);
+    sim.run(MINUTE);
     vec![
-        count("others removed", Goal::ZERO, removed),
+        count("others removed by healthy balancers", Goal::ZERO, removed),
         count("others seen down by healthy members", Goal::ZERO, down),
-        count("identity changes", Goal::SHOWN, renewed),
+        count("identity changes of others", Goal::ZERO, renewed),
+        count("members it holds for dead itself", Goal::SHOWN, convicted as u64),
+        count("its own identity changes", Goal::SHOWN, own),
         measure("one view again once it is well", "s", Goal::SHOWN, vec![seconds(back)]),
+        count("healthy backends removed from then on", Goal::ZERO, sim.false_removals),
+        count("healthy members seen down from then on", Goal::SHOWN, sim.false_downs),
     ]
 }
 
