@@ -935,7 +935,8 @@ pub(super) fn ghosts(setup: &Setup, size: u32) -> Vec<Measure> {
     vec![count("sights of dead members as alive", Goal::ZERO, seen)]
 }
 
-/// `add → promote → remove`, in any order of nodes, one of them late.
+/// `add → promote → remove`, in any order of nodes. One is late: it learns the new key only after the others have
+/// promoted it, and just in time before they remove the old one.
 pub(super) fn key_rotation(setup: &Setup, size: u32) -> Vec<Measure> {
     let mut sim = setup.simulation(size);
     sim.seals = true;
@@ -943,15 +944,23 @@ pub(super) fn key_rotation(setup: &Setup, size: u32) -> Vec<Measure> {
     sim.network = ordinary(0.01);
     sim.network.doubled = 0.0;
     sim.forget_counters();
+    let late = sim.any_victim(BALANCERS);
     for keys in [&[1, 2][..], &[2, 1], &[2]] {
-        let mut order: Vec<u32> = (0..size).collect();
+        let mut order: Vec<u32> = (0..size).filter(|host| *host != late).collect();
         order.shuffle(&mut sim.rng);
+        if keys.len() == 1 {
+            // A minute after the others promoted the new key it knows the old one alone.
+            sim.change_keys(late, &[2, 1]);
+            sim.run(MINUTE);
+            order.push(late);
+            order.shuffle(&mut sim.rng);
+        }
         for host in order {
             let pause = MS * sim.rng.random_range(0..2000);
             sim.run(pause);
             sim.change_keys(host, keys);
         }
-        // The late one is a minute behind, and what is on its way arrives.
+        // What is on its way arrives.
         sim.run(MINUTE);
     }
     let refused = sim.alive().map(|(_, host)| host.counters.refused).sum();
