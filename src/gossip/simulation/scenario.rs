@@ -150,6 +150,7 @@ pub fn cases() -> Vec<Case> {
         cases.push(case(format!("false-removals-30-{size}"), run));
     }
     cases.push(case("bursts-50", |setup| bursts(setup, 50)));
+    cases.push(case("restart-storm-50", |setup| restart_storm(setup, 50, setup.pick(5 * MINUTE, 2 * MINUTE))));
     cases.push(case("throttled-50", |setup| throttled(setup, 50, setup.pick(HOUR, 5 * MINUTE))));
     cases.push(case("paused-50", |setup| paused(setup, 50)));
     cases.push(case("stuttering-50", |setup| stuttering(setup, 50)));
@@ -435,6 +436,42 @@ pub(super) fn churn(setup: &Setup, size: u32, time: Duration) -> Vec<Measure> {
         sim.run(55 * SECOND);
     }
     removals(&sim)
+}
+
+/// Half of all nodes, balancers too, restart at their own addresses, some before and some after they were called
+/// down, many of them at a time.
+pub(super) fn restart_storm(setup: &Setup, size: u32, time: Duration) -> Vec<Measure> {
+    let mut sim = formed(setup, size, BALANCERS, ordinary(0.01));
+    let mut order: Vec<u32> = (0..size).collect();
+    order.shuffle(&mut sim.rng);
+    let (restarting, staying) = order.split_at(size as usize / 2);
+    let mut steps = Vec::new();
+    for host in restarting {
+        let down_at = time.mul_f64(sim.rng.random_range(0.0..1.0));
+        let down_for = MS * sim.rng.random_range(100..20_000);
+        steps.extend([(down_at, *host, false), (down_at + down_for, *host, true)]);
+    }
+    steps.sort();
+    let began = sim.now;
+    for (due, host, is_start) in steps {
+        let pause = began + due - sim.now;
+        sim.run(pause);
+        if is_start { sim.join(host, BALANCERS) } else { sim.crash(host) }
+    }
+    let whole = sim.settle(NEVER);
+    sim.run(MINUTE);
+    vec![
+        // Who is back is healthy too.
+        count("healthy backends removed", Goal::ZERO, sim.false_removals),
+        count("healthy members seen down", Goal::SHOWN, sim.false_downs),
+        count("identity changes of who stays", Goal::ZERO, sim.identity_changes_of(|host| staying.contains(&host))),
+        count(
+            "identity changes of who restarted",
+            Goal::SHOWN,
+            sim.identity_changes_of(|host| restarting.contains(&host)),
+        ),
+        took("one full view after the last restart", 20.0, whole),
+    ]
 }
 
 pub(super) fn throttled(setup: &Setup, size: u32, time: Duration) -> Vec<Measure> {

@@ -385,6 +385,11 @@ fn nobody_is_removed_or_renamed_at_five_percent_loss_in_bursts_and_under_churn()
 }
 
 #[test]
+fn half_of_all_restarting_removes_and_renames_nobody_else() {
+    is_met(2, |setup| scenario::restart_storm(setup, 20, MINUTE));
+}
+
+#[test]
 fn healthy_balancers_keep_healthy_backends_beside_throttled_ones() {
     is_met(2, |setup| scenario::throttled(setup, 10, 2 * MINUTE));
 }
