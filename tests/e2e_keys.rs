@@ -278,26 +278,41 @@ fn a_flood_of_what_was_recorded_forged_or_is_of_others_changes_nothing() {
     let lb = cluster.start("lb", "lb", "", &["--bind", &bind, "--advertise", &advertise]);
     let web = cluster.backend("web", &["web:1"]);
     lb.wait_alive(&["lb", "web"]);
-    let sink = Relay::start(None);
-    let (other, seed) = (put_keys(&cluster, "other", &[&keygen()]), sink.address.to_string());
+    let sinks = [(); 2].map(|()| Relay::start(None));
+    let [stranger, elsewhere] = sinks.each_ref().map(|sink| sink.address.to_string());
+    let other = put_keys(&cluster, "other", &[&keygen()]);
     let mut strangers = [
-        cluster.start("lb", "stranger", "", &["--key", other.to_str().unwrap(), "--seed", &seed]),
-        cluster.start("lb", "elsewhere", "", &["--cluster", "other", "--seed", &seed]),
+        cluster.start("lb", "stranger", "", &["--key", other.to_str().unwrap(), "--seed", &stranger]),
+        cluster.start("lb", "elsewhere", "", &["--cluster", "other", "--seed", &elsewhere]),
     ];
-    let (ours, foreign) = (relay.recorded(50), sink.recorded(8));
+    let (ours, [stranger, elsewhere]) = (relay.recorded(50), sinks.each_ref().map(|sink| sink.recorded(4)));
     strangers.iter_mut().for_each(Node::kill);
     let (members, lines, own) = (lb.json("/v1/members"), lb.log().lines().count(), dropped(&web, "replayed"));
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let counted = || all_dropped(&lb);
     let random = fastrand::Rng::with_seed(seed);
-    let mut flood = Flood { to: gossip, ours: &ours, foreign: &foreign, batch: 200, dropped: &counted, random };
+    let mut flood = Flood { to: gossip, ours: &ours, foreign: &stranger, batch: 200, dropped: &counted, random };
     flood.send(Kind::Replayed, 1000);
     let resident = lb.resident_kib();
-    for (kind, part) in
-        [(Kind::Replayed, 1), (Kind::Forged, 1), (Kind::Foreign, 1), (Kind::Flipped, 10), (Kind::Cut, 10)]
-    {
-        flood.send(kind, count / part);
+    // An envelope names its key with one byte, which another key may have too.
+    let of_stranger = if stranger[0][1] == ours[0][1] { "unauthenticated" } else { "unknown-key" };
+    // What was recorded counts as replayed before anybody looks into it.
+    let damaged = ["malformed", "unknown-key", "unauthenticated", "replayed"];
+    let floods: [(Kind, u64, &[Vec<u8>], &[&str]); 6] = [
+        (Kind::Replayed, count, &[], &["replayed"]),
+        (Kind::Forged, count, &[], &["unauthenticated"]),
+        (Kind::Foreign, count / 2, &stranger, &[of_stranger]),
+        (Kind::Foreign, count / 2, &elsewhere, &["unauthenticated"]),
+        (Kind::Flipped, count / 10, &[], &damaged),
+        (Kind::Cut, count / 10, &[], &["malformed", "replayed"]),
+    ];
+    for (kind, count, foreign, reasons) in floods {
+        let counted = || reasons.iter().map(|reason| dropped(&lb, reason)).sum::<u64>();
+        let before = counted();
+        flood.foreign = foreign;
+        flood.send(kind, count);
+        assert_eq!(counted() - before, count, "{kind:?} is to be counted as {reasons:?}");
     }
     let grown = lb.resident_kib().saturating_sub(resident);
     assert!(grown < 2 * 1024, "memory grew by {grown} KiB");
