@@ -153,6 +153,7 @@ mod tests {
             assert!(is_here(own.ip()), "{own:?}");
         }
     }
+
     /// What sets it does not say whether that went well.
     #[tokio::test]
     async fn small_pieces_go_to_a_backend_at_once() {
