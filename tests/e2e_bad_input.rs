@@ -401,7 +401,7 @@ fn a_listen_port_that_is_taken_is_told_and_opens_when_it_is_free() {
 }
 
 #[test]
-fn who_has_a_port_or_a_route_first_keeps_it_and_the_other_is_told_why() {
+fn p_domain_steal_who_has_a_port_or_a_route_first_keeps_it_and_the_other_is_told_why() {
     let cluster = Cluster::new();
     let (port, route) = (cluster.listen(), cluster.listen());
     let (db, web) = (Origin::line("db"), Origin::http("web"));
@@ -434,6 +434,7 @@ fn who_has_a_port_or_a_route_first_keeps_it_and_the_other_is_told_why() {
     let refused: Vec<_> =
         status["refused"].as_array().unwrap().iter().map(|one| one["app"].as_str().unwrap()).collect();
     assert_eq!(refused, ["aaa", "api"]);
+    assert_eq!(lb.metric("scrimp_refused_offers"), Some(2.0));
     let apps = lb.json("/v1/apps");
     let aaa = apps["apps"].as_array().unwrap().iter().find(|app| app["name"] == "aaa").unwrap();
     assert!(aaa["backends"][0]["reason"].as_str().unwrap().contains("already served"), "{aaa}");
