@@ -241,8 +241,18 @@ fn testssl_finds_nothing_above_low() {
         .status()
         .unwrap();
     let report = std::fs::read_to_string(report).unwrap_or_default();
-    let is_bad = |line: &&str| ["MEDIUM", "HIGH", "CRITICAL"].iter().any(|word| line.contains(&format!("\"{word}\"")));
-    let bad: Vec<&str> = report.lines().filter(is_bad).collect();
+    // Cut off by its deadline, or ended by itself before its end.
+    assert!(status.success(), "{status}: {report}");
+    // What it could not look at is WARN or FATAL. Two things are for the lack of an old OpenSSL, and rustls has neither.
+    let is_fine = |line: &&str| {
+        let word = |at: usize| line.trim_start_matches('"').split("\",\"").nth(at).unwrap_or_default();
+        match word(3) {
+            "OK" | "INFO" | "LOW" => true,
+            "WARN" => ["engine_problem", "RC4"].contains(&word(0)),
+            _ => false,
+        }
+    };
+    let bad: Vec<&str> = report.lines().skip(1).filter(|line| !is_fine(line)).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     assert!(report.lines().count() > 40 && report.contains("heartbleed"), "{status}: {report}");
 }
