@@ -428,17 +428,16 @@ fn cpu_ms(pid: u32) -> u64 {
 
 // === pauses ===
 
-fn a_pause_convicts_nobody_and_passes(pause: Duration) {
-    let Some((lab, webs)) = cluster(5) else { return };
-    let (paused, rest) = (webs[0].as_str(), others(&webs, &webs[0]));
+fn a_paused_backend_convicts_nobody_and_is_back(lab: &Lab, webs: &[String], pause: Duration) {
+    let (paused, rest) = (webs[0].as_str(), others(webs, &webs[0]));
     let mut found = Findings::new();
-    let load = load_on_both(&lab, 2, Duration::from_millis(50));
+    let load = load_on_both(lab, 2, Duration::from_millis(50));
     lab.node(paused).signal(Signal::STOP);
     // Its application runs on and serves, and may stay in use for that.
     let mut missed = BALANCERS.map(|_| None);
     observe(pause, CLOSE_LOOK, |at| {
         for (lb, missed) in BALANCERS.iter().zip(&mut missed) {
-            expect_trusted(&lab, &mut found, lb, "web", &rest);
+            expect_trusted(lab, &mut found, lb, "web", &rest);
             let is_missed = |seen: &Seen| seen.name == paused && (seen.reach == "silent" || is_convicted(seen));
             if missed.is_none() && lab.members(lb).iter().any(is_missed) {
                 *missed = Some(at);
@@ -453,11 +452,11 @@ fn a_pause_convicts_nobody_and_passes(pause: Duration) {
     let mut whole_view = None;
     observe(Duration::from_secs(8), CLOSE_LOOK, |at| {
         for (lb, back) in BALANCERS.iter().zip(&mut back) {
-            expect_trusted(&lab, &mut found, lb, "web", &rest);
+            expect_trusted(lab, &mut found, lb, "web", &rest);
             let members = lab.members(lb);
             let is_alive =
                 members.iter().any(|seen| seen.name == paused && seen.state == "alive" && seen.reach == "answers");
-            let is_back = is_alive && is_in_rotation(&lab, lb, "web", paused) == Some(true);
+            let is_back = is_alive && is_in_rotation(lab, lb, "web", paused) == Some(true);
             match back {
                 None if is_back => *back = Some(at),
                 Some(at) => {
@@ -482,15 +481,60 @@ fn a_pause_convicts_nobody_and_passes(pause: Duration) {
     found.judge();
 }
 
+/// Clients that ask the paused one wait; they are there again from when it may go on.
+fn a_paused_balancer_convicts_nobody_and_serves_again(lab: &Lab, webs: &[String], pause: Duration) {
+    let ([other, paused], backends) = (BALANCERS, refs(webs));
+    let mut all = everybody(webs);
+    all.sort_unstable();
+    let mut found = Findings::new();
+    let ask = |lb| Load::start(lab, "client", &[(lb, lab.at(lb, 80))], 2, Duration::from_millis(50));
+    let load = ask(other);
+    lab.node(paused).signal(Signal::STOP);
+    let mut is_missed = false;
+    observe(pause, SAMPLE, |_| {
+        expect_trusted(lab, &mut found, other, "web", &backends);
+        is_missed |= lab.members(other).iter().any(|seen| seen.name == paused && is_convicted(seen));
+    });
+    found.expect(is_missed, "the pause was not noticed", String::new);
+    lab.node(paused).signal(Signal::CONT);
+    let load_on_paused = ask(paused);
+    let mut back = None;
+    observe(Duration::from_secs(8), CLOSE_LOOK, |at| {
+        for lb in BALANCERS {
+            expect_trusted(lab, &mut found, lb, "web", &backends);
+        }
+        for seen in lab.members(paused).iter().filter(|seen| is_convicted(seen)) {
+            found.note(format!("it convicts {}", seen.name), || format!("{seen:?}"));
+        }
+        let is_back = BALANCERS.into_iter().all(|lb| alive(lab, lb).is_some_and(|alive| alive == all));
+        match back {
+            None if is_back => back = Some(at),
+            Some(since) => found.expect(is_back, "all are alive, and then not", || format!("back at {since:?}")),
+            None => {}
+        }
+    });
+    found.expect_within(&format!("after a pause of {} s the balancer is back", pause.as_secs()), back, BACK_MAX);
+    let slowest = load_on_paused.end(&mut found);
+    found.expect_within("the slowest request once it may go on", Some(slowest), OUT_MAX);
+    load.end(&mut found);
+    found.judge();
+}
+
+fn a_pause_convicts_nobody_and_passes(pause: Duration) {
+    let Some((lab, webs)) = cluster(5) else { return };
+    a_paused_backend_convicts_nobody_and_is_back(&lab, &webs, pause);
+    a_paused_balancer_convicts_nobody_and_serves_again(&lab, &webs, pause);
+}
+
 #[test]
-fn pausing_a_backend_for_15_s_convicts_nobody() {
+fn pausing_a_backend_and_then_a_balancer_for_15_s_convicts_nobody() {
     a_pause_convicts_nobody_and_passes(Duration::from_secs(15));
 }
 
 #[test]
-fn pausing_a_backend_for_60_s_convicts_nobody() {
+fn pausing_a_backend_and_then_a_balancer_for_60_s_convicts_nobody() {
     if std::env::var_os("SCRIMP_TEST_LONG").is_none() {
-        eprintln!("SCRIMP_TEST_LONG is not set: this takes more than a minute, nothing is proved");
+        eprintln!("SCRIMP_TEST_LONG is not set: this takes more than two minutes, nothing is proved");
         return;
     }
     a_pause_convicts_nobody_and_passes(Duration::from_secs(60));
