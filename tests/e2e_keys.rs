@@ -298,21 +298,21 @@ fn a_flood_of_what_was_recorded_forged_or_is_of_others_changes_nothing() {
     // An envelope names its key with one byte, which another key may have too.
     let of_stranger = if stranger[0][1] == ours[0][1] { "unauthenticated" } else { "unknown-key" };
     // What was recorded counts as replayed before anybody looks into it.
-    let damaged = ["malformed", "unknown-key", "unauthenticated", "replayed"];
-    let floods: [(Kind, u64, &[Vec<u8>], &[&str]); 6] = [
-        (Kind::Replayed, count, &[], &["replayed"]),
-        (Kind::Forged, count, &[], &["unauthenticated"]),
-        (Kind::Foreign, count / 2, &stranger, &[of_stranger]),
-        (Kind::Foreign, count / 2, &elsewhere, &["unauthenticated"]),
-        (Kind::Flipped, count / 10, &[], &damaged),
-        (Kind::Cut, count / 10, &[], &["malformed", "replayed"]),
+    let damaged = "malformed unknown-key unauthenticated replayed";
+    let floods = [
+        (Kind::Replayed, count, &stranger, "replayed"),
+        (Kind::Forged, count, &stranger, "unauthenticated"),
+        (Kind::Foreign, count / 2, &stranger, of_stranger),
+        (Kind::Foreign, count / 2, &elsewhere, "unauthenticated"),
+        (Kind::Flipped, count / 10, &stranger, damaged),
+        (Kind::Cut, count / 10, &stranger, "malformed replayed"),
     ];
     for (kind, count, foreign, reasons) in floods {
-        let counted = || reasons.iter().map(|reason| dropped(&lb, reason)).sum::<u64>();
+        let counted = || reasons.split(' ').map(|reason| dropped(&lb, reason)).sum::<u64>();
         let before = counted();
         flood.foreign = foreign;
         flood.send(kind, count);
-        assert_eq!(counted() - before, count, "{kind:?} is to be counted as {reasons:?}");
+        assert_eq!(counted() - before, count, "{kind:?} is to be counted as {reasons}");
     }
     let grown = lb.resident_kib().saturating_sub(resident);
     assert!(grown < 2 * 1024, "memory grew by {grown} KiB");
