@@ -146,6 +146,8 @@ struct Held {
     /// Whether it ever stood in the roster.
     was_member: bool,
     last_heard: Option<Instant>,
+    /// When it last answered a question.
+    last_answer: Option<Instant>,
     /// Who named it first, while nothing came from itself.
     introducer: Option<NodeId>,
     /// The newest version its stamps have named.
@@ -223,7 +225,7 @@ fn foca_config(has: impl Fn(Addition) -> bool) -> foca::Config {
         probe_rtt: Duration::from_millis(200),
         num_indirect_probes: const { NonZeroUsize::new(3).unwrap() },
         max_transmissions: transmissions[usize::from(has(Addition::Transmissions))],
-        suspect_to_down_after: Duration::from_secs(2),
+        suspect_to_down_after: guard::SUSPICION,
         // Forgetting the dead early lets old rumours raise them as ghosts.
         remove_down_after: Some(Duration::from_secs(24 * 3600)),
         max_packet_size: const { NonZeroUsize::new(DATAGRAM_BYTES_MAX - seal::OVERHEAD_BYTES - STAMP_BYTES_MAX).unwrap() },
@@ -358,9 +360,9 @@ impl Core {
     fn fire_foca(&mut self, now: Instant, timer: foca::Timer<Identity>) {
         match &timer {
             foca::Timer::ChangeSuspectToDown { member_id, incarnation, .. }
-                if !self.may_convict(*member_id, *incarnation) =>
+                if let Some(wait) = self.wait_for_verdict(now, *member_id, *incarnation) =>
             {
-                self.schedule(now, guard::RECHECK, Timer::Foca(timer));
+                self.schedule(now, wait, Timer::Foca(timer));
             }
             foca::Timer::ProbeRandomMember(_) if self.is_cut_off(now, CUT_OFF_AFTER) => self.start_over(now),
             // A late or doubled timer is foca's to recognise; its error says only that it did.
@@ -506,6 +508,7 @@ impl Core {
             state: (MemberState::Alive, wall),
             was_member: false,
             last_heard: None,
+            last_answer: None,
             introducer: None,
             version_told: 0,
             push_tries: None,

@@ -108,7 +108,11 @@ impl Core {
     }
 
     pub(super) fn echoed(&mut self, now: Instant, node: NodeId, number: u32) {
-        let Some(echo) = self.held.get_mut(&node).and_then(|held| held.echo.as_mut()) else {
+        let Some(held) = self.held.get_mut(&node) else {
+            return;
+        };
+        held.last_answer = Some(now);
+        let Some(echo) = &mut held.echo else {
             return;
         };
         if echo.number != number {

@@ -12,14 +12,17 @@ use std::time::{Duration, Instant};
 use bytes::Buf as _;
 use foca::Codec as _;
 
-use super::{Addition, Codec, Core, Dropped, Identity, MEMBERS_MAX, NodeId, Stamp, Timer};
+use super::{Addition, Codec, Core, Dropped, Identity, MEMBERS_MAX, Message, NodeId, Stamp, Timer};
 
 /// A timer that is so late tells that this node did not run: paused, or its machine was starved. Well above what
 /// a busy machine takes, well below anything that is judged.
 const STALL: Duration = Duration::from_millis(50);
 
+/// So long a suspect may answer before it is called down.
+pub(super) const SUSPICION: Duration = Duration::from_secs(2);
+
 /// A verdict that may not be passed yet is looked at again after this.
-pub(super) const RECHECK: Duration = Duration::from_millis(250);
+const RECHECK: Duration = Duration::from_millis(250);
 
 /// So many others an accuser must have heard since its suspicion began, if there are as many. One who hears fewer
 /// may be the sick one: it waits, and if that lasts it starts over.
@@ -29,13 +32,28 @@ pub(super) const WITNESSES: usize = 3;
 /// thousand from its first contact, and hears from them within seconds.
 pub(super) const UNPROVEN_MAX: usize = 1024;
 
-/// Since when this node itself suspects whom, by incarnation.
+/// Whom this node itself suspects, by incarnation.
 #[derive(Debug, Default)]
-pub(super) struct Accusations(HashMap<(NodeId, u16), Instant>);
+pub(super) struct Accusations(HashMap<(NodeId, u16), Accusation>);
+
+#[derive(Debug, Clone, Copy)]
+struct Accusation {
+    since: Instant,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    First,
+    /// There were too few witnesses when it was due.
+    HeldBack,
+    /// The accused was asked.
+    Asked,
+}
 
 impl Accusations {
     pub(super) fn begin(&mut self, now: Instant, node: NodeId, incarnation: u16) {
-        self.0.entry((node, incarnation)).or_insert(now);
+        self.0.entry((node, incarnation)).or_insert(Accusation { since: now, stage: Stage::First });
     }
 
     pub(super) fn clear(&mut self) {
@@ -62,9 +80,11 @@ impl Core {
             })
             .collect();
         self.timers = timers;
-        self.accusations.0.values_mut().for_each(|since| *since += gap);
+        self.accusations.0.values_mut().for_each(|accusation| accusation.since += gap);
         for held in self.held.values_mut() {
-            held.last_heard = held.last_heard.map(|heard| (heard + gap).min(now));
+            for last in [&mut held.last_heard, &mut held.last_answer] {
+                *last = last.map(|last| (last + gap).min(now));
+            }
             if let Some(echo) = &mut held.echo {
                 echo.make_up(gap);
             }
@@ -72,28 +92,46 @@ impl Core {
         self.joining.in_since += gap;
     }
 
-    /// Whether a suspicion has become a verdict. A member that answers in between has a new incarnation, and foca
-    /// drops the old suspicion by itself.
-    pub(super) fn may_convict(&mut self, accused: Identity, incarnation: u16) -> bool {
+    /// How long a suspicion that is due still waits to become a verdict; none: it is one, or foca drops it, since the
+    /// suspect has answered by a new incarnation. But it may have answered everybody else while this node was cut off:
+    /// whoever was suspected without witnesses, or was heard since, is asked first, and is left alone for as long as it
+    /// answers. One that is deaf speaks, but does not answer.
+    pub(super) fn wait_for_verdict(&mut self, now: Instant, accused: Identity, incarnation: u16) -> Option<Duration> {
         let key = (accused.node, incarnation);
-        let Some(since) = self.accusations.0.get(&key).copied() else {
-            return true;
-        };
-        if !self.has(Addition::WitnessGuard) {
-            return true;
-        }
+        let Accusation { since, stage } = *self.accusations.0.get(&key).filter(|_| self.has(Addition::WitnessGuard))?;
         let has_spoken =
             |node: NodeId| self.held.get(&node).and_then(|held| held.last_heard).is_some_and(|heard| heard >= since);
-        let (mut others, mut spoke) = (0, 0);
-        for id in self.foca.iter_members().map(foca::Member::id).filter(|id| **id != accused) {
-            others += 1;
-            spoke += usize::from(has_spoken(id.node));
+        let (mut is_suspect, mut others, mut spoke) = (false, 0, 0);
+        for member in self.foca.iter_members() {
+            if *member.id() == accused {
+                is_suspect = member.state() == foca::State::Suspect && member.incarnation() == incarnation;
+            } else {
+                others += 1;
+                spoke += usize::from(has_spoken(member.id().node));
+            }
         }
-        let may = spoke >= others.min(WITNESSES);
-        if may {
-            self.accusations.0.remove(&key);
+        let has_answered =
+            || self.held.get(&accused.node).and_then(|held| held.last_answer).is_some_and(|answer| answer >= since);
+        let (next, wait) = match stage {
+            // It has answered everybody.
+            _ if !is_suspect => return self.decided(key),
+            _ if spoke < others.min(WITNESSES) => (Accusation { since, stage: Stage::HeldBack }, RECHECK),
+            Stage::First if !has_spoken(accused.node) => return self.decided(key),
+            Stage::Asked if now < since + SUSPICION => (Accusation { since, stage }, RECHECK),
+            Stage::Asked if !has_answered() => return self.decided(key),
+            Stage::First | Stage::HeldBack | Stage::Asked => (Accusation { since: now, stage: Stage::Asked }, RECHECK),
+        };
+        // Again and again: a question may be lost.
+        if next.stage == Stage::Asked && !has_answered() {
+            self.send(accused.addr, accused.node, Message::Echo(0));
         }
-        may
+        self.accusations.0.insert(key, next);
+        Some(wait)
+    }
+
+    fn decided(&mut self, accusation: (NodeId, u16)) -> Option<Duration> {
+        self.accusations.0.remove(&accusation);
+        None
     }
 
     /// Reads which members a packet names that are new, and refuses it if its sender names too many.
