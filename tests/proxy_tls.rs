@@ -433,6 +433,8 @@ fn http_leads_to_https_where_there_is_something_to_lead_to() {
     let moved = asked("POST /", "a.example");
     assert_eq!((status(&moved), field(&moved, "location")), ("308", Some(place("/").as_str())));
     assert_eq!(status(&asked("GET /", "x.c.example")), "301");
+    // It asks for no place that there could be elsewhere.
+    assert_eq!(status(&asked("OPTIONS *", "a.example")), "404");
     // No certificate; no route there; no such host.
     for host in ["plain.example", "b.example", "nobody.example"] {
         assert_eq!(status(&asked("GET /", host)), "404", "{host}");
