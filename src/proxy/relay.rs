@@ -485,7 +485,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reset_behind_the_last_bytes_is_no_end() {
-        let (got, done) = after_five_bytes(|backend| reset_on_close(backend)).await;
+        let (got, done) = after_five_bytes(reset_on_close).await;
         assert!(got == b"hello" && matches!(done, Some(Err(Broke::From))));
     }
 
