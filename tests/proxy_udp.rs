@@ -345,6 +345,23 @@ fn a_flow_leaves_a_backend_that_drains_or_is_gone_and_hears_what_it_is_owed() {
 }
 
 #[test]
+fn a_flow_stays_with_the_last_one_that_drains() {
+    let bed = Bed::new();
+    let (port, a) = (bed.port(), Server::named("a"));
+    let node = Node::new(1, vec![udp_app(port, a.address)]);
+    open_udp(&bed, std::slice::from_ref(&node), port);
+    let known = client(bed.address(port));
+    assert_eq!(name(&known), 'a');
+    bed.publish(&[node.with_state(AppState::Draining)]);
+    let stranger = client(bed.address(port));
+    until("new flows are turned away", || {
+        stranger.send(b"who?").unwrap();
+        bed.counters.udp_no_backend.get() > 0
+    });
+    assert_eq!(name(&known), 'a', "there is nobody else to go to");
+}
+
+#[test]
 fn a_flow_stays_with_a_suspected_backend_that_answers_and_leaves_one_that_does_not() {
     let bed = Bed::new();
     let port = bed.port();
@@ -505,6 +522,19 @@ fn draining_waits_for_the_answers_that_are_owed_and_for_nothing_else() {
     assert_eq!(heard(&waiting), b"late");
     assert_eq!(drained.recv_timeout(Duration::from_secs(1)).unwrap(), 0);
     until("the port closes", || UdpSocket::bind(bed.address(port)).is_ok());
+}
+
+#[test]
+fn draining_gives_up_an_answer_that_does_not_come() {
+    let mut bed = Bed::new();
+    let port = bed.port();
+    let (said, asked) = std::sync::mpsc::channel();
+    let server = Server::start(move |_, _, _| said.send(()).unwrap_or_default());
+    open_udp(&bed, &[Node::new(1, vec![udp_app(port, server.address)])], port);
+    client(bed.address(port)).send(b"?").unwrap();
+    asked.recv_timeout(SOON).unwrap();
+    // It has as long as a flow may be idle, and an answer a second.
+    assert_eq!(bed.drain(Duration::from_secs(60)).recv_timeout(SOON).unwrap(), 0);
 }
 
 /// Each asks with its number; which server it was that answered.
