@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep};
 
 use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
@@ -155,6 +156,11 @@ fn poll_idle(cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>, deadline: Instant
     }
 }
 
+/// Whether there may be something to read, without waiting for it: this takes no lock.
+fn is_readable(tcp: &TcpStream) -> bool {
+    tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
+}
+
 /// Which connection of a flow broke.
 enum Broke {
     From,
@@ -186,6 +192,8 @@ struct Flow<'a> {
     broke: Option<io::Error>,
     /// In this turn it was seen already that nothing more is there to be read: nothing can come before the next.
     is_empty: bool,
+    /// Whoever polls this is woken when there is something to read: the kernel tells the runtime, which keeps the waker.
+    is_awaited: bool,
     /// Everything that was there has been read: what comes next has arrived since.
     is_drained: bool,
     /// Something was read that arrived since: a sign of life, which what had waited for a slow reader is not.
@@ -209,6 +217,7 @@ impl<'a> Flow<'a> {
             is_done: false,
             broke: None,
             is_empty: false,
+            is_awaited: false,
             is_drained: true,
             has_arrived: false,
             moved: 0,
@@ -305,6 +314,10 @@ impl<'a> Flow<'a> {
         if let Some(error) = self.broke.take() {
             return Poll::Ready(Err(error));
         }
+        if self.is_awaited && from.plain().is_some_and(|tcp| !is_readable(tcp)) {
+            return Poll::Pending;
+        }
+        self.is_awaited = false;
         let polled = match (from.plain(), to.plain()) {
             _ if self.is_empty => Poll::Pending,
             (Some(tcp), Some(_)) if self.bulk.is() && self.has_pipe() => match self.fill(cx, tcp) {
@@ -321,6 +334,8 @@ impl<'a> Flow<'a> {
             Poll::Ready(read) => read?,
             Poll::Pending => {
                 self.is_drained = true;
+                // Without a budget it may have been told to come again, and waits for nothing.
+                self.is_awaited = from.plain().is_some() && has_budget_remaining();
                 self.let_go();
                 return Poll::Pending;
             }

@@ -209,13 +209,13 @@ pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<u
 /// The same for writing: a socket that does not take all is full now.
 fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8], flags: SendFlags) -> Poll<io::Result<usize>> {
     loop {
-        ready!(tcp.poll_write_ready(cx))?;
         let sent = as_far_as_there_is(tcp, Interest::WRITABLE, bytes.len(), || {
             rustix::net::send(tcp, bytes, flags | SendFlags::NOSIGNAL)
         });
         if let Some(count) = sent? {
             return Poll::Ready(Ok(count));
         }
+        ready!(tcp.poll_write_ready(cx))?;
     }
 }
 
