@@ -353,9 +353,8 @@ fn a_flow_stays_with_the_last_one_that_drains() {
     let known = client(bed.address(port));
     assert_eq!(name(&known), 'a');
     bed.publish(&[node.with_state(AppState::Draining)]);
-    let stranger = client(bed.address(port));
     until("new flows are turned away", || {
-        stranger.send(b"who?").unwrap();
+        client(bed.address(port)).send(b"who?").unwrap();
         bed.counters.udp_no_backend.get() > 0
     });
     assert_eq!(name(&known), 'a', "there is nobody else to go to");
