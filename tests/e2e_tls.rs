@@ -224,23 +224,32 @@ fn testssl_finds_nothing_above_low() {
     }
     let authority = Authority::new();
     let serving = serving(&respectable(&authority), "hsts = \"max-age=63072000; includeSubDomains\"");
-    let report = serving.cluster.path("testssl.csv");
-    let status = Command::new("timeout")
-        .arg(JUDGE_SECONDS)
-        .args(["testssl", "--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--fast"])
-        .args(["--protocols", "--server-defaults", "--server-preference", "--fs", "--headers", "--vulnerable"])
-        .arg("--add-ca")
-        .arg(authority.file())
-        .arg("--csvfile")
-        .arg(&report)
-        .arg("--ip")
-        .arg(serving.listen.ip().to_string())
-        .arg(format!("a.example:{}", serving.listen.port()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    let report = std::fs::read_to_string(report).unwrap_or_default();
+    let file = serving.cluster.path("testssl.csv");
+    let asked = || {
+        let _ = std::fs::remove_file(&file);
+        let status = Command::new("timeout")
+            .arg(JUDGE_SECONDS)
+            .args(["testssl", "--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--fast"])
+            .args(["--protocols", "--server-defaults", "--server-preference", "--fs", "--headers", "--vulnerable"])
+            .arg("--add-ca")
+            .arg(authority.file())
+            .arg("--csvfile")
+            .arg(&file)
+            .arg("--ip")
+            .arg(serving.listen.ip().to_string())
+            .arg(format!("a.example:{}", serving.listen.port()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        (status, std::fs::read_to_string(&file).unwrap_or_default())
+    };
+    let (mut status, mut report) = asked();
+    // Once in a while its own client does not get through the second handshake of a session, and it says so.
+    if report.contains("connect problem") {
+        println!("asked again after {status}: {report}");
+        (status, report) = asked();
+    }
     // Cut off by its deadline, or ended by itself before its end.
     assert!(status.success(), "{status}: {report}");
     // What it could not look at is WARN or FATAL. Two things are for the lack of an old OpenSSL, and rustls has neither.
