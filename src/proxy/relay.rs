@@ -161,6 +161,11 @@ fn is_readable(tcp: &TcpStream) -> bool {
     tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
 }
 
+/// Whether who was just told to wait for a socket is woken by it. Without a budget it was told to come again instead.
+fn is_registered() -> bool {
+    has_budget_remaining()
+}
+
 /// Which connection of a flow broke.
 enum Broke {
     From,
@@ -190,8 +195,6 @@ struct Flow<'a> {
     is_done: bool,
     /// The break that came right behind the bytes that wait.
     broke: Option<io::Error>,
-    /// In this turn it was seen already that nothing more is there to be read: nothing can come before the next.
-    is_empty: bool,
     /// Whoever polls this is woken when there is something to read: the kernel tells the runtime, which keeps the waker.
     is_awaited: bool,
     /// Everything that was there has been read: what comes next has arrived since.
@@ -216,7 +219,6 @@ impl<'a> Flow<'a> {
             is_eof: false,
             is_done: false,
             broke: None,
-            is_empty: false,
             is_awaited: false,
             is_drained: true,
             has_arrived: false,
@@ -235,7 +237,6 @@ impl<'a> Flow<'a> {
         is_last: bool,
     ) -> Poll<Result<(), Broke>> {
         let mut bytes = 0;
-        self.is_empty = false;
         while !self.is_done {
             bytes += ready!(self.advance(cx, from, to, is_last))?;
             if bytes >= TURN_BYTES {
@@ -314,12 +315,9 @@ impl<'a> Flow<'a> {
         if let Some(error) = self.broke.take() {
             return Poll::Ready(Err(error));
         }
-        if self.is_awaited && from.plain().is_some_and(|tcp| !is_readable(tcp)) {
-            return Poll::Pending;
-        }
-        self.is_awaited = false;
+        self.is_awaited &= from.plain().is_some_and(|tcp| !is_readable(tcp));
         let polled = match (from.plain(), to.plain()) {
-            _ if self.is_empty => Poll::Pending,
+            _ if self.is_awaited => Poll::Pending,
             (Some(tcp), Some(_)) if self.bulk.is() && self.has_pipe() => match self.fill(cx, tcp) {
                 // A socket that cannot: nothing was read.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -334,8 +332,7 @@ impl<'a> Flow<'a> {
             Poll::Ready(read) => read?,
             Poll::Pending => {
                 self.is_drained = true;
-                // Without a budget it may have been told to come again, and waits for nothing.
-                self.is_awaited = from.plain().is_some() && has_budget_remaining();
+                self.is_awaited |= from.plain().is_some() && is_registered();
                 self.let_go();
                 return Poll::Pending;
             }
@@ -378,7 +375,7 @@ impl<'a> Flow<'a> {
             return;
         };
         match from.poll_read_ready(cx).map(|_| receive(from, room)) {
-            Poll::Pending => self.is_empty = true,
+            Poll::Pending => self.is_awaited = is_registered(),
             Poll::Ready(Ok(Some(0))) => self.is_eof = true,
             Poll::Ready(Ok(count)) => self.end += count.unwrap_or(0),
             Poll::Ready(Err(error)) => self.broke = Some(error),
@@ -453,11 +450,7 @@ mod tests {
         let (mut from_side, mut to_side) = (Side::Plain(from), Side::Plain(to));
         from.readable().await.unwrap();
         while read < bytes || !flow.waiting().is_empty() || flow.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
-            let step = poll_fn(|cx| {
-                flow.is_empty = false;
-                flow.advance(cx, &mut from_side, &mut to_side, false)
-            });
-            let step = step.await;
+            let step = poll_fn(|cx| flow.advance(cx, &mut from_side, &mut to_side, false)).await;
             read += step.unwrap_or_else(|_| panic!("it broke"));
             signs += usize::from(std::mem::take(&mut flow.has_arrived));
         }
