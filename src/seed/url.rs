@@ -150,9 +150,10 @@ fn fixed(text: &str) -> Result<SeedUrl, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Err(format!("the gossip port is missing; write {}", SocketAddr::new(ip, 7377)));
     }
-    if let Some((scheme @ ("s3" | "S3" | "file" | "FILE"), rest)) = text.split_once(':') {
-        let slashes = if scheme.len() == 2 { "//" } else { "///" };
-        let scheme = scheme.to_ascii_lowercase();
+    let lower = text.to_ascii_lowercase();
+    if let Some((scheme @ ("s3" | "file"), _)) = lower.split_once(':') {
+        let slashes = if scheme == "s3" { "//" } else { "///" };
+        let rest = &text[scheme.len() + 1..];
         return Err(format!("its slashes are missing; write {scheme}:{slashes}{}", rest.trim_start_matches('/')));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -346,6 +347,14 @@ mod tests {
         let long = "s3://bucket/a?credentials=/etc/scrimp/s3%20keys".parse().unwrap();
         let SeedUrl::S3(url) = long else { panic!("{long:?}") };
         assert_eq!(url.credentials.unwrap(), Path::new("/etc/scrimp/s3 keys"));
+    }
+
+    #[test]
+    fn a_scheme_without_slashes_is_no_host_however_it_is_written() {
+        for (text, remedy) in [("fiLe:1", "write file:///1"), ("S3:bucket/Prefix", "write s3://bucket/Prefix")] {
+            let error = text.parse::<SeedUrl>().unwrap_err().to_string();
+            assert!(error.ends_with(remedy), "{error}");
+        }
     }
 
     #[test]
