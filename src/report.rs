@@ -57,6 +57,9 @@ pub struct GossipCounters {
     pub dropped_misaddressed: Counter,
     /// Dropped: its sender named more members than one may.
     pub dropped_excess: Counter,
+    /// Times that this node became a newer run for the others: they took it for dead or for somebody else, or it was cut off
+    /// and started over.
+    pub renewals: Counter,
     /// Offers fetched over TCP because they do not fit a datagram.
     pub offers_pulled: Counter,
     /// Such fetches that failed; they are tried again.

@@ -361,9 +361,9 @@ fn a_third_of_the_gossip_lost_takes_nobody_out() {
     for host in &all {
         let lost = lab.filtered(host);
         found.expect(lost > 500, format!("little was lost at {host}"), || format!("{lost} datagrams"));
+        let renewals = lab.node(host).metric("scrimp_gossip_renewals_total");
+        found.expect(renewals == Some(0.0), format!("{host} was taken for dead"), || format!("{renewals:?} times"));
         let log = lab.node(host).log();
-        // A node that renews its identity tells nobody, unless it does so again and again: then somebody else seems to
-        // be at its address. That not one does is for the simulation to see.
         let words = [" is down", "suspected", "alone:", " too, it seems"];
         let convictions = log.lines().filter(|line| words.iter().any(|word| line.contains(word)));
         for line in convictions {

@@ -258,6 +258,7 @@ fn gossip(of: &GossipCounters) -> Vec<Family> {
         counters("scrimp_gossip_datagrams", "Gossip datagrams", "direction", datagrams),
         counter("scrimp_gossip_sent_bytes", "Bytes of gossip datagrams sent, without headers", &of.bytes_sent),
         counters("scrimp_gossip_dropped", "Gossip datagrams dropped", "reason", dropped),
+        counter("scrimp_gossip_renewals", "Times that this node became a newer run for the others", &of.renewals),
         counter("scrimp_gossip_questions_refused", "Connections over TCP closed unanswered", &of.questions_refused),
         counter("scrimp_gossip_offers_pulled", "Offers fetched over TCP", &of.offers_pulled),
         counter("scrimp_gossip_offer_pull_failures", "Such fetches that failed", &of.offer_pulls_failed),

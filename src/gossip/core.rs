@@ -106,6 +106,9 @@ pub(crate) enum Effect {
     Join(Arc<JoinReport>),
     /// Everybody has this node's newest record, or could not be reached.
     Heard,
+    /// This node is a newer run for the others from now on: they took it for dead or for somebody else, or it was cut off
+    /// and started over.
+    Renewed,
     /// Somebody else lives at this node's address, it seems: they take turns at being the newer run.
     Contested(SocketAddr),
     /// Goodbye was said.
@@ -284,9 +287,15 @@ impl Core {
     /// # Errors
     /// When a message was dropped. Nothing changed, or nothing but what made sense.
     pub(crate) fn handle(&mut self, now: Instant, input: Input<'_>) -> Result<(), Dropped> {
+        let known_as = *self.foca.identity();
         self.make_up_for_a_stall(now);
         let outcome = self.decide(now, input);
         self.drain_foca(now);
+        let is_renewed = *self.foca.identity() != known_as;
+        // Moving to another address is its owner's wish.
+        if is_renewed && self.foca.identity().addr == known_as.addr {
+            self.effects.push_back(Effect::Renewed);
+        }
         self.notice_heard();
         outcome
     }

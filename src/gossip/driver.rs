@@ -257,6 +257,7 @@ impl Loop {
                 }
                 Effect::Join(join) => drop(self.outputs.join.send_replace(join)),
                 Effect::Heard => self.tell_waiters(),
+                Effect::Renewed => self.outputs.counters.renewals.inc(),
                 Effect::Contested(addr) => {
                     self.warn("contested", Instant::now(), || {
                         format!(

@@ -601,6 +601,8 @@ impl Simulation {
                 }
             }
             Action::Core(Effect::Heard) => node.times_heard += 1,
+            // Counted where identities are compared: of plain foca too.
+            Action::Core(Effect::Renewed) => {}
             Action::Core(Effect::Contested(_)) => node.counters.times_contested += 1,
             Action::Core(Effect::Left) => {
                 node.has_left = true;

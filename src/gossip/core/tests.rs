@@ -106,6 +106,32 @@ fn a_member_that_refuted_in_time_is_not_told_that_it_is_dead() {
     assert!(matches!(core.next_effect(), Some(Effect::Send { to, .. }) if to == dead.addr), "who is none is told");
 }
 
+/// Whether it has become a newer run since this was asked last.
+fn is_renewed(core: &mut Core) -> bool {
+    std::iter::from_fn(|| core.next_effect()).filter(|effect| *effect == Effect::Renewed).count() == 1
+}
+
+#[test]
+fn each_renewal_is_told_and_a_move_is_none() {
+    let now = Instant::now();
+    let (mut core, other) = (balancer(now), identity(1, 1));
+    core.handle(now, Input::Advertise(([10, 0, 0, 70], 7377).into())).unwrap();
+    assert_eq!((core.identity().epoch, is_renewed(&mut core)), (2, false));
+    core.handle(now, Input::Advertise(identity(7, 1).addr)).unwrap();
+    name(&mut core, now, other, &[]).unwrap();
+    assert!(!is_renewed(&mut core));
+    // A run from before a clock went back is known at this address.
+    say(&mut core, now, other, Message::Stale(50)).unwrap();
+    assert_eq!((core.identity().epoch, is_renewed(&mut core)), (51, true));
+    // And foca's own: it was convicted.
+    let header = Header { src: other, src_incarnation: 0, dst: core.identity(), message: foca::Message::TurnUndead };
+    let mut packet = BytesMut::with_capacity(1 << 10);
+    Codec.encode_header(&header, &mut packet).unwrap();
+    packet.put_u16(0);
+    say(&mut core, now, other, Message::Swim(&packet)).unwrap();
+    assert_eq!((core.identity().epoch, is_renewed(&mut core)), (52, true));
+}
+
 #[test]
 fn one_member_names_a_thousand_that_nobody_has_heard_and_no_more() {
     let now = Instant::now();
