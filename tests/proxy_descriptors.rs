@@ -5,13 +5,14 @@ mod support;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Bed, Node, Origin, SOON, Wire, http_app, read_exactly, tcp_app, until};
+use scrimp::app::Protocol;
+use support::{Bed, Node, Origin, SOON, Wire, app, http_app, is_ended, ok, read_exactly, tcp_app, until};
 
 #[test]
 fn p_emfile_running_out_of_descriptors_is_survived() {
@@ -48,6 +49,7 @@ fn p_emfile_running_out_of_descriptors_is_survived() {
     assert_eq!(read_exactly(&bed.connect(port), 1), b"a");
     bulk_is_copied_where_no_descriptor_is_left_for_a_pipe();
     connections_that_nobody_uses_make_way_where_no_descriptor_is_left_for_one_that_is_needed();
+    a_quiet_flow_of_udp_makes_way_where_no_descriptor_is_left_for_another();
 }
 
 /// Pipes that this process has open.
@@ -85,27 +87,73 @@ fn bulk_is_copied_where_no_descriptor_is_left_for_a_pipe() {
     assert!(pipes() > before, "it is moved where there are descriptors");
 }
 
+/// While it is there, no descriptor is left.
+struct Exhausted(Vec<File>);
+
+impl Exhausted {
+    fn new() -> Self {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(used + 10), maximum: hard }).unwrap();
+        Self(std::iter::from_fn(|| File::open("/dev/null").ok()).collect())
+    }
+}
+
+impl Drop for Exhausted {
+    fn drop(&mut self) {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
+        self.0.clear();
+    }
+}
+
 /// In the same process, after the others.
 fn connections_that_nobody_uses_make_way_where_no_descriptor_is_left_for_one_that_is_needed() {
     let bed = Bed::with(|config| config.workers = 1);
-    let (port, origins) = (bed.port(), ["a", "b"].map(Origin::named));
-    let app = |name: &str, origin: &Origin| http_app(name, port, origin.address, &[&format!("{name}.example")], "/");
+    let (port, origins) = (bed.port(), [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap()));
+    let app = |name: &str, origin: &TcpListener| {
+        http_app(name, port, origin.local_addr().unwrap(), &[&format!("{name}.example")], "/")
+    };
     bed.publish_and_open(&[Node::new(1, vec![app("a", &origins[0]), app("b", &origins[1])])], port);
     bed.settle();
-    let mut wire = Wire::new(bed.connect(port));
-    let mut ask = |name: &str| {
-        wire.send(format!("GET / HTTP/1.1\r\nHost: {name}.example\r\n\r\n"));
-        wire.response().text().to_owned()
+    let mut client = Wire::new(bed.connect(port));
+    let ask = |client: &mut Wire, name: &str| client.send(format!("GET / HTTP/1.1\r\nHost: {name}.example\r\n\r\n"));
+    // What was asked is answered over a connection that is opened for it.
+    let answer = |client: &mut Wire, origin: &TcpListener, text: &str| {
+        let mut wire = Wire::new(origin.accept().unwrap().0);
+        wire.request().unwrap();
+        wire.send(ok(text));
+        assert_eq!(client.response().text(), text);
+        wire
     };
-    assert_eq!(ask("a"), "a");
-    let hard = getrlimit(Resource::Nofile).maximum;
-    let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-    setrlimit(Resource::Nofile, Rlimit { current: Some(used + 10), maximum: hard }).unwrap();
-    let rest: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
-    assert_eq!(ask("b"), "b");
-    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
-    drop(rest);
-    assert_eq!((ask("a").as_str(), origins[0].accepted()), ("a", 2));
+    ask(&mut client, "a");
+    let kept = answer(&mut client, &origins[0], "a");
+    let exhausted = Exhausted::new();
+    ask(&mut client, "b");
+    until("the connection that nobody uses is closed", || is_ended(&kept.stream));
+    drop(exhausted);
+    answer(&mut client, &origins[1], "b");
+    ask(&mut client, "a");
+    answer(&mut client, &origins[0], "a again");
+}
+
+/// In the same process, after the others.
+fn a_quiet_flow_of_udp_makes_way_where_no_descriptor_is_left_for_another() {
+    let bed = Bed::with(|config| config.workers = 1);
+    let (port, server) = (bed.port(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    bed.publish(&[Node::new(1, vec![app("dns", Protocol::Udp, port, server.local_addr().unwrap())])]);
+    bed.until_bound(port);
+    let clients = ["a", "b"].map(|name| (UdpSocket::bind("127.0.0.1:0").unwrap(), name));
+    let is_heard = |(client, name): &(UdpSocket, &str)| {
+        client.send_to(name.as_bytes(), bed.address(port)).unwrap();
+        let mut heard = [0; 10];
+        server.recv(&mut heard).is_ok_and(|length| &heard[..length] == name.as_bytes())
+    };
+    until("the first has its flow", || is_heard(&clients[0]));
+    let exhausted = Exhausted::new();
+    until("the other has one", || is_heard(&clients[1]));
+    drop(exhausted);
 }
 
 fn processor_time(stat: &File) -> Duration {

@@ -33,7 +33,7 @@ impl Stage {
         let port = bed.port();
         let stage = Self { bed, port };
         stage.bed.publish(&stage.nodes(backends));
-        until("the listen port opens", || stage.bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+        stage.bed.until_bound(port);
         stage
     }
 

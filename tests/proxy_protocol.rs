@@ -53,7 +53,7 @@ const STRANGER: [u8; 4] = [127, 0, 0, 9];
 
 fn open(bed: &Bed, nodes: &[Node], port: Port) {
     bed.publish(nodes);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
 }
 
 /// What the origin is told of who asks: a mirror's X-Forwarded-For.

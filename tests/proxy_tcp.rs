@@ -34,7 +34,7 @@ fn an_empty_set_closes_the_client() {
     let (port, origin) = (bed.port(), Origin::greeting("a"));
     let node = Node::new(1, vec![tcp_app(port, origin.address)]).with_state(AppState::Draining);
     bed.publish(&[node]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     assert_eq!(read_all(&bed.connect(port)).unwrap(), b"");
     assert_eq!(bed.counters.empty_pool.get(), 1);
     assert_eq!(origin.accepted(), 0);
@@ -156,7 +156,7 @@ fn a_slow_reader_of_bulk_gets_all_of_it_after_the_backend_has_ended() {
     let all = Arc::clone(&sent);
     let origin = Origin::start(move |mut stream| drop(stream.write_all(&all)));
     bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let client = bed.connect(port);
     let mut read = Vec::with_capacity(sent.len());
     let mut buffer = vec![0; 1_000_000];
@@ -310,7 +310,7 @@ fn bytes_from_a_backend_hold_a_suspicion_off_and_bytes_to_it_do_not() {
     });
     let node = Node::new(1, vec![tcp_app(port, origin.address)]);
     let pools = bed.publish(std::slice::from_ref(&node));
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let load = pools.loads.values().next().unwrap();
     let mut client = bed.connect(port);
     client.write_all(b"hello?").unwrap();
@@ -569,7 +569,7 @@ fn a_slow_reader_stalls_the_sender() {
         }
     });
     bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let client = bed.connect(port);
     read_exactly(&client, 1);
     let mut last = 0;
@@ -783,7 +783,7 @@ fn p_half_what_a_backend_said_to_its_end_arrives_though_the_client_speaks_on() {
     let port = bed.port();
     let origin = Origin::start(|mut stream| drop(stream.write_all(&[7; WAITING_BYTES])));
     let pools = bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let mut client = narrow(bed.address(port));
     until("the end is passed on", || states_towards(client.local_addr().unwrap()) == FIN_WAIT);
     // The backend has closed: it answers with a reset.
@@ -810,7 +810,7 @@ fn p_half_what_a_client_said_to_its_end_arrives_though_the_backend_speaks_on() {
         let _ = wait().map(|()| said.send(read_all(&stream).map(|bytes| bytes.len())));
     });
     bed.publish(&[Node::new(1, vec![tcp_app(port, origin.address)])]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let mut client = bed.connect(port);
     let address = client.local_addr().unwrap();
     client.write_all(&[7; WAITING_BYTES]).unwrap();
@@ -831,7 +831,7 @@ fn p_connto_only_so_many_backends_are_tried() {
     let nodes: Vec<Node> =
         (1..).zip(&holes).map(|(id, hole)| Node::new(id, vec![tcp_app(port, hole.address)])).collect();
     bed.publish(&nodes);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     assert!(read_all(&bed.connect(port)).unwrap_or_default().is_empty());
     until("it is over", || bed.counters.connections_closed.get() == 1);
     assert_eq!((bed.counters.connect_failures.get(), bed.counters.retries.get()), (3, 2));
@@ -842,7 +842,7 @@ fn p_rst_a_client_that_is_gone_is_connected_to_nobody() {
     let bed = Bed::with(|config| config.timeouts.connect = Duration::from_secs(60));
     let (port, hole) = (bed.port(), BlackHole::new());
     let pools = bed.publish(&[Node::new(1, vec![tcp_app(port, hole.address)])]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let load = pools.loads.values().next().unwrap();
     let client = bed.connect(port);
     until("it is on its way into the hole", || load.active.load(std::sync::atomic::Ordering::SeqCst) == 1);
@@ -864,7 +864,7 @@ fn p_loop_a_backend_that_is_a_listen_port_of_ours_is_not_connected_to() {
         let mut node = Node::new(1, vec![tcp_app(port, bed.address(port))]);
         node.ip = bed.ip;
         bed.publish(std::slice::from_ref(&node));
-        until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+        bed.until_bound(port);
         assert!(read_all(&bed.connect(port)).unwrap_or_default().is_empty());
         until("it is over", || bed.counters.connections_closed.get() == bed.counters.connections.get());
         assert_eq!(bed.counters.connections.get(), 1, "it does not go round");
@@ -883,7 +883,7 @@ fn p_drain_who_is_slow_to_say_its_name_goes_to_who_is_there_then() {
     (named.name, named.domains) = ("named".parse().unwrap(), vec!["a.example".parse().unwrap()]);
     let nodes = |app_at| [Node::new(1, vec![named.clone()]), Node::new(2, vec![tcp_app(port, app_at)])];
     bed.publish(&nodes(a.address));
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let mut slow = bed.connect(port);
     until("it is let in", || bed.counters.connections.get() == 1);
     bed.publish(&nodes(b.address));
@@ -907,7 +907,7 @@ fn p_drain_the_next_try_goes_to_who_is_there_then() {
     let (a, b, hole) = (Origin::greeting("a"), Origin::greeting("b"), BlackHole::new());
     let at = |id, address| Node::new(id, vec![tcp_app(port, address)]);
     let pools = bed.publish(&[at(1, a.address), at(2, hole.address)]);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
     let into_hole = pools.loads.iter().find(|((_, address), _)| *address == hole.address).unwrap().1;
     let mut client = bed.connect(port);
     until("a client is on its way into the hole", || {

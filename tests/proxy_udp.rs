@@ -33,10 +33,14 @@ struct Server {
 
 impl Server {
     fn start(answer: impl Fn(&[u8], SocketAddr, &UdpSocket) + Send + 'static) -> Self {
+        Self::at(([127, 0, 0, 1], 0).into(), answer)
+    }
+
+    fn at(address: SocketAddr, answer: impl Fn(&[u8], SocketAddr, &UdpSocket) + Send + 'static) -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
         // Some thousand datagrams may wait while other tests have the processor.
         let _ = socket.set_recv_buffer_size(4 * 1024 * 1024);
-        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.bind(&address.into()).unwrap();
         let socket: UdpSocket = socket.into();
         let address = socket.local_addr().unwrap();
         let stopped = Arc::new(AtomicBool::new(false));
@@ -55,7 +59,11 @@ impl Server {
 
     /// Answers with its name and what it was sent.
     fn named(name: &'static str) -> Self {
-        Self::start(move |bytes, from, socket| {
+        Self::named_at(([127, 0, 0, 1], 0).into(), name)
+    }
+
+    fn named_at(address: SocketAddr, name: &'static str) -> Self {
+        Self::at(address, move |bytes, from, socket| {
             let _ = socket.send_to(&[name.as_bytes(), bytes].concat(), from);
         })
     }
@@ -116,7 +124,7 @@ fn is_silent(client: &UdpSocket, time: Duration) -> bool {
 
 fn open_udp(bed: &Bed, nodes: &[Node], port: Port) {
     bed.publish(nodes);
-    until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    bed.until_bound(port);
 }
 
 fn nobody() -> SocketAddr {
@@ -250,15 +258,8 @@ fn when_nobody_is_there_the_next_datagram_goes_elsewhere() {
     open_udp(&bed, &nodes, port);
     for _ in 0..12 {
         let client = client(bed.address(port));
-        client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let mut sent = 0;
-        until("it is answered", || {
-            sent += 1;
-            client.send(b"?").unwrap();
-            client.recv(&mut [0; 10]).is_ok()
-        });
+        let sent = asked_until_answered(&client);
         assert!(sent <= 3, "{sent} datagrams until somebody was there");
-        client.set_read_timeout(Some(SOON)).unwrap();
         assert_eq!(name(&client), 'g');
     }
     assert!(bed.counters.connect_failures.get() >= 8);
@@ -287,6 +288,37 @@ fn when_all_are_gone_datagrams_are_counted_and_a_later_one_finds_who_is_back() {
     });
 }
 
+/// How many datagrams it takes until one is answered.
+fn asked_until_answered(client: &UdpSocket) -> usize {
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut sent = 0;
+    until("it is answered", || {
+        sent += 1;
+        client.send(b"?").unwrap();
+        client.recv(&mut [0; 10]).is_ok()
+    });
+    client.set_read_timeout(Some(SOON)).unwrap();
+    sent
+}
+
+#[test]
+fn an_answered_flow_may_return_to_who_had_stopped() {
+    let bed = Bed::new();
+    let (port, a, b) = (bed.port(), Server::named("a"), Server::named("b"));
+    let nodes = [Node::new(1, vec![udp_app(port, a.address)]), Node::new(2, vec![udp_app(port, b.address)])];
+    open_udp(&bed, &nodes, port);
+    let client = client(bed.address(port));
+    let (first, other) = if name(&client) == 'a' { (a, b) } else { (b, a) };
+    let address = first.address;
+    first.stop();
+    assert!(asked_until_answered(&client) <= 2);
+    let _back = Server::named_at(address, "c");
+    other.stop();
+    let sent = asked_until_answered(&client);
+    assert!(sent <= 2, "{sent} datagrams");
+    assert_eq!(name(&client), 'c');
+}
+
 #[test]
 fn a_backend_that_stops_while_a_flow_is_open_is_left() {
     let bed = Bed::new();
@@ -297,13 +329,7 @@ fn a_backend_that_stops_while_a_flow_is_open_is_left() {
     assert_eq!(clients.iter().map(name).filter(|name| *name == 'a').count(), 5);
     a.stop();
     for client in &clients {
-        client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let mut sent = 0;
-        until("it is answered", || {
-            sent += 1;
-            client.send(b"?").unwrap();
-            client.recv(&mut [0; 10]).is_ok()
-        });
+        let sent = asked_until_answered(client);
         assert!(sent <= 2, "{sent} datagrams");
     }
 }

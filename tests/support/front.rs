@@ -8,7 +8,7 @@ use scrimp::name::Port;
 use scrimp::proxy::Config;
 
 use super::reader::{Reader, Stop};
-use super::{Bed, Message, Node, SOON, http_app, until};
+use super::{Bed, Message, Node, SOON, http_app};
 
 pub struct Front {
     pub bed: Bed,
@@ -47,7 +47,7 @@ impl Front {
         let port = bed.port();
         let front = Self { bed, port };
         front.publish(backends);
-        until("the listen port opens", || front.bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+        front.bed.until_bound(port);
         front
     }
 

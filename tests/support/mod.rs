@@ -188,8 +188,13 @@ impl Bed {
         self.until_open(port);
     }
 
-    pub fn until_open(&self, port: Port) {
+    /// Waits until a listen port has its sockets: of UDP, and where who connects would be noticed.
+    pub fn until_bound(&self, port: Port) {
         until("the listen port opens", || self.report(port).is_some_and(|report| !report.addresses.is_empty()));
+    }
+
+    pub fn until_open(&self, port: Port) {
+        self.until_bound(port);
         until("a worker accepts", || TcpStream::connect(self.address(port)).is_ok());
     }
 
