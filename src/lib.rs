@@ -19,6 +19,8 @@
 //!  leaves   name  app  member  backend  certificate  report  address  log  cli
 //! ```
 //!
+//! `dataplane` is the folder of what a request touches: `proxy`, `pool`, `balance` and the leaves that they name.
+//!
 //! Two values cross rooms as state, each through one `watch`: [`member::Roster`] (who is there, offering what) and
 //! [`pool::Pools`] (who can serve what). Both are immutable snapshots: a late reader sees the present, and nobody
 //! locks anybody.
@@ -37,13 +39,13 @@
 //! serve one *route* (listen port, host, path prefix). A *seed* is an address at which a node can join; a *seed store*
 //! keeps them.
 
+// What a request touches, the nouns among it, is a crate of its own, since it is built to be fast and the rest to be
+// small (Cargo.toml, profiles). To everybody here it is rooms like the others.
+pub use scrimp_dataplane::{app, backend, balance, certificate, member, name, pool, proxy, report};
+
 pub mod address;
 #[cfg(not(fuzzing))]
 pub mod admin;
-pub mod app;
-pub mod backend;
-pub mod balance;
-pub mod certificate;
 #[cfg(not(fuzzing))]
 pub mod cli;
 #[cfg(not(fuzzing))]
@@ -57,13 +59,8 @@ pub mod generate;
 pub mod gossip;
 pub mod health;
 pub mod log;
-pub mod member;
-pub mod name;
 #[cfg(not(fuzzing))]
 pub mod node;
-pub mod pool;
-pub mod proxy;
-pub mod report;
 pub mod seed;
 #[cfg(not(fuzzing))]
 pub mod tools;

@@ -158,8 +158,8 @@ fn p_slowloris_a_thousand_at_once_keep_nobody_from_being_served() {
 
 #[test]
 fn p_slowbody_a_thousand_at_once_keep_nobody_from_being_served() {
-    // The whole crowd gets its next piece at once, too late for the deadline even of who came last.
-    attack(&["-B", "-i", "10"], "/");
+    // Something comes every second, of a body that says how long it is.
+    attack(&["-B", "-i", "1", "-x", "10"], "/");
 }
 
 #[test]

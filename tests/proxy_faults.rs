@@ -513,6 +513,45 @@ fn p_slowbody_is_closed_when_nothing_moves() {
     assert_eq!(origin.log().whole(), 0);
 }
 
+/// What comes of a request whose body comes in `pieces`, with a little time between them.
+fn drip(front: &Front, head: &str, pieces: impl IntoIterator<Item = String>) -> (Vec<u16>, Duration) {
+    let mut client = front.client();
+    client.send(head);
+    let start = Instant::now();
+    for piece in pieces {
+        client.offer(piece);
+        client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        if client.stream.peek(&mut [0]).is_ok() {
+            break;
+        }
+    }
+    (client.outcome("POST", SOON).statuses(), start.elapsed())
+}
+
+#[test]
+fn p_slowbody_is_closed_when_it_crawls() {
+    const DEADLINE: Duration = Duration::from_millis(800);
+    const HEAD: &str = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n";
+    let origin = Recorder::named("origin");
+    let front = Front::with(&[origin.address], |config| config.timeouts.body_progress = DEADLINE);
+    let declared = |length: usize| format!("{HEAD}Content-Length: {length}\r\n\r\n");
+    let chunked = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n");
+    let pieces = |bytes: usize| std::iter::repeat_n("x".repeat(bytes), 40);
+    // 20 bytes a second, at most.
+    let (statuses, took) = drip(&front, &declared(400), pieces(1).chain(pieces(9)));
+    assert_eq!(statuses, [408]);
+    assert!(took >= DEADLINE && took < DEADLINE * 2, "{took:?}");
+    origin.until("the backend's connection is freed", |log| log.connections.iter().all(|one| one.is_done));
+    assert_eq!(origin.log().whole(), 0);
+    // What comes steadily may take its time, and so may a stream, which says little and gives no length.
+    let (statuses, took) = drip(&front, &declared(40 * 100), pieces(100));
+    assert_eq!(statuses, [200]);
+    assert!(took > DEADLINE * 2, "{took:?}");
+    let stream = (0..40).map(|_| "1\r\nx\r\n".to_owned()).chain(["0\r\n\r\n".to_owned()]);
+    assert_eq!(drip(&front, &chunked, stream).0, [200]);
+    assert_eq!(origin.log().whole(), 2);
+}
+
 #[test]
 fn p_slowbody_of_a_backend_is_cut_when_nothing_moves() {
     let origin =

@@ -33,6 +33,9 @@ struct Seen {
     whole: Arc<AtomicUsize>,
 }
 
+/// What an application takes to make a page.
+const PAGE: Duration = Duration::from_millis(8);
+
 /// An origin that counts the requests that it has read to their end, and answers by their path.
 fn origin() -> (Origin, Arc<AtomicUsize>) {
     let (origin, seen) = watching_origin();
@@ -78,6 +81,10 @@ fn answer(head: &Message, request: &Message) -> Option<Vec<u8>> {
     let is = |path: &str| head.line.split(' ').nth(1) == Some(path);
     let body = match () {
         () if is("/wait") => return None,
+        () if is("/page") => {
+            std::thread::sleep(PAGE);
+            b"ok".to_vec()
+        }
         () if is("/big") => vec![b'x'; 100_000],
         () if is("/head") => {
             let fields = head.fields.iter().map(|(name, value)| format!("{name}: {value}\r\n"));

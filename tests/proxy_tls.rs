@@ -272,6 +272,27 @@ fn who_stalls_is_closed_by_its_deadline_counted_from_the_accept() {
 }
 
 #[test]
+fn the_time_for_a_proxy_header_is_part_of_that_for_the_handshake() {
+    const DEADLINE: Duration = Duration::from_millis(2000);
+    let authority = Authority::new();
+    let port = Bed::new().port();
+    let bed = with_tls(&[&authority.site("a", &["a.example"])], |config| {
+        config.proxy_protocol = vec![port];
+        config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+        (config.timeouts.first_byte, config.timeouts.header) = (DEADLINE, DEADLINE);
+    });
+    let origin = Origin::named("a");
+    bed.publish_and_open(&[Node::new(1, vec![http_app("a", port, origin.address, &[], "/")])], port);
+    let began = Instant::now();
+    let mut stream = bed.connect(port);
+    thread::sleep(DEADLINE * 3 / 4);
+    stream.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n\x16\x03\x01\x02\x00\x01").unwrap();
+    until("it is closed", || is_ended(&stream));
+    let took = began.elapsed();
+    assert!(took >= DEADLINE && took < DEADLINE * 3 / 2, "{took:?}");
+}
+
+#[test]
 fn stalled_handshakes_leave_room_for_others() {
     let authority = Authority::new();
     let site = authority.site("a", &["a.example"]);
@@ -555,7 +576,7 @@ fn tcp_goes_over_tls_to_a_backend_that_is_who_it_should_be() {
         let bed = Bed::with(|config| change(config));
         let port = bed.port();
         bed.publish(&[Node::new(1, vec![sealed_app(port, &origin)])]);
-        until("the listen port opens", || bed.report(port).is_some_and(|report| !report.addresses.is_empty()));
+        bed.until_bound(port);
         let mut client = bed.connect(port);
         let mut first = [0; 1];
         let is_served = client.read_exact(&mut first).is_ok();

@@ -129,6 +129,30 @@ fn trailers_and_their_like_pass_as_they_are() {
 }
 
 #[test]
+fn p_slowbody_of_known_length_is_closed_when_it_crawls() {
+    const DEADLINE: Duration = Duration::from_millis(800);
+    let (origin, _) = origin();
+    let behind = Stage::new(&[origin.address]);
+    let h2c = before_with(&[behind.bed.address(behind.port)], |config| config.timeouts.body_progress = DEADLINE);
+    let http1 = Stage::with(&[origin.address], |config| config.timeouts.body_progress = DEADLINE);
+    for stage in [&h2c, &http1] {
+        let mut client = stage.client();
+        // The same for one that says its length, and for one that does not.
+        for (stream, length) in [(1, &[("content-length", "40")][..]), (3, &[])] {
+            client.post(stream, "/", length);
+            for _ in 0..39 {
+                client.data(stream, 0, "x");
+                client.read(Duration::from_millis(50));
+            }
+            client.data(stream, END_STREAM, "x");
+        }
+        assert_eq!(client.answer(1).status, 408);
+        let stream = client.answer(3);
+        assert_eq!((stream.status, stream.body.len()), (200, 40));
+    }
+}
+
+#[test]
 fn what_a_backend_refuses_goes_elsewhere() {
     let refused = Arc::new(AtomicUsize::new(0));
     let (reset, away) = (Arc::clone(&refused), Arc::clone(&refused));

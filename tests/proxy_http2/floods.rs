@@ -128,7 +128,7 @@ fn innocent(stage: &Stage, is_over: impl Fn(usize) -> bool) -> Vec<Duration> {
     let mut times = Vec::new();
     while !is_over(times.len()) {
         let start = Instant::now();
-        assert_eq!(client.ask(1 + 2 * times.len() as u32, "/").status, 200);
+        assert_eq!(client.ask(1 + 2 * times.len() as u32, "/page").status, 200);
         times.push(start.elapsed());
     }
     times
@@ -223,17 +223,15 @@ fn cut_off(is_of: fn(&Flood) -> bool) {
     });
 }
 
-/// What two attackers take from others by being there, beyond twice what those need alone: the scheduler's, which deals
-/// out turns of 3 ms, and has two cores for attackers, proxy, origin and the one who asks. On such a machine the p99 was
-/// 0.6 to 1.1 ms alone, and 3.8 to 4.8 ms beside floods, with and without two busy loops of somebody else.
-const SLACK: Duration = Duration::from_millis(6);
-
-/// Two attackers, who come again as soon as they are cut off; somebody on the same worker is asking all the time.
+/// Two attackers, who come again as soon as they are cut off; somebody on the same worker is asking for pages all the time.
+///
+/// What is added is the scheduler's most of all, which deals out turns of 3 ms, and has two cores for attackers, proxy,
+/// origin and the one who asks.
 #[test]
 fn floods_do_not_hold_up_others() {
     let (origin, _) = origin();
     let stage = Arc::new(Stage::with(&[origin.address], |_| {}));
-    let asked = || p99(innocent(&stage, |count| count == 1000));
+    let asked = || p99(innocent(&stage, |count| count == 500));
     // The machine's noise is not the floods': the calmest of three counts, on both sides.
     let alone = (0..3).map(|_| asked()).min().unwrap();
     let flooded = (0..3).map(|_| {
@@ -241,7 +239,11 @@ fn floods_do_not_hold_up_others() {
         let attackers: Vec<_> = (0..2)
             .map(|half| {
                 let (stage, is_over) = (Arc::clone(&stage), Arc::clone(&is_over));
-                thread::spawn(move || attack(&stage, half, &is_over))
+                thread::spawn(move || {
+                    // They have machines of their own, elsewhere: what they compute takes nothing from the others.
+                    rustix::process::nice(19).unwrap();
+                    attack(&stage, half, &is_over)
+                })
             })
             .collect();
         let time = asked();
@@ -252,7 +254,7 @@ fn floods_do_not_hold_up_others() {
     });
     let flooded = flooded.min().unwrap();
     println!("p99 alone {alone:?}, beside floods {flooded:?}");
-    assert!(flooded < alone * 2 + SLACK, "p99 of {alone:?} has become {flooded:?}");
+    assert!(flooded < alone * 2, "p99 of {alone:?} has become {flooded:?}");
 }
 
 /// Every other flood, again and again; how many there were.

@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
 use crate::proxy::stream::Stream;
@@ -15,6 +16,10 @@ use crate::proxy::stream::Stream;
 pub(in crate::proxy) const BUFFER_BYTES: usize = 16 * 1024;
 /// What it can bring when reads come back full: a body that is long.
 const BULK_BYTES: usize = 64 * 1024;
+/// What it may bring where there is room for less, see [`Input::poll_fill_some`].
+const SMALL_BYTES: [usize; 2] = [4 * 1024, 1024];
+/// What is there to write with.
+const SCRATCH_BYTES: usize = 4 * 1024;
 /// Buffers of each kind that a worker keeps for the next who needs one.
 const KEPT_MAX: usize = 64;
 /// The same for the large ones.
@@ -65,6 +70,14 @@ pub(in crate::proxy) fn sweep() {
     }
 }
 
+/// Lets go of the first bytes, and with the last of them of the memory: an empty rest would hold all of it.
+pub(in crate::proxy) fn consume(bytes: &mut Bytes, count: usize) {
+    bytes.advance(count.min(bytes.len()));
+    if bytes.is_empty() {
+        *bytes = Bytes::new();
+    }
+}
+
 /// Bytes that were read and not yet used.
 pub(in crate::proxy) struct Buffer {
     bytes: Vec<u8>,
@@ -74,8 +87,12 @@ pub(in crate::proxy) struct Buffer {
 
 impl Buffer {
     fn new(size: usize) -> Self {
-        let store = if size == BULK_BYTES { &BULK } else { &READ };
-        Self { bytes: take(store).unwrap_or_else(|| vec![0; size]), start: 0, end: 0 }
+        let kept = match size {
+            BULK_BYTES => take(&BULK),
+            BUFFER_BYTES => take(&READ),
+            _ => None,
+        };
+        Self { bytes: kept.unwrap_or_else(|| vec![0; size]), start: 0, end: 0 }
     }
 
     pub(in crate::proxy) fn filled(&self) -> &[u8] {
@@ -107,7 +124,12 @@ impl Buffer {
     }
 
     /// Reads once; none: nothing was there.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<Option<usize>>> {
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        limit: usize,
+    ) -> Poll<io::Result<Option<usize>>> {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -116,7 +138,8 @@ impl Buffer {
             // Not to be taken for the connection's end.
             return Poll::Ready(Err(io::ErrorKind::StorageFull.into()));
         }
-        let count = ready!(stream.poll_receive(cx, &mut self.bytes[self.end..]))?;
+        let most = self.bytes.len().min(self.end.saturating_add(limit.max(SMALL_BYTES[1])));
+        let count = ready!(stream.poll_receive(cx, &mut self.bytes[self.end..most]))?;
         self.end += count.unwrap_or(0);
         Poll::Ready(Ok(count))
     }
@@ -159,8 +182,9 @@ impl Input {
         self.is_bulk
     }
 
+    /// Whether nothing more fits in, as long as it is not made to [grow](Self::grow).
     pub(in crate::proxy) fn is_full(&self) -> bool {
-        self.buffer.as_ref().is_some_and(Buffer::is_full)
+        self.buffer.as_ref().is_some_and(|buffer| buffer.is_full() && buffer.bytes.len() >= BUFFER_BYTES)
     }
 
     pub(in crate::proxy) fn grow(&mut self, bytes: usize) {
@@ -177,6 +201,17 @@ impl Input {
 
     /// Reads what is there; 0 is the end. A buffer is held only if something has come.
     pub(in crate::proxy) fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
+        self.poll_fill_some(cx, stream, usize::MAX)
+    }
+
+    /// The same, of no more than `limit` bytes, or of a [small](SMALL_BYTES) buffer if those are less. What does not fit
+    /// into a small one, a line that is long, gets a larger one.
+    pub(in crate::proxy) fn poll_fill_some(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        limit: usize,
+    ) -> Poll<io::Result<usize>> {
         loop {
             // Most of the time nothing is there, and no buffer is needed to see that.
             let Poll::Ready(readable) = stream.poll_readable(cx) else {
@@ -184,10 +219,17 @@ impl Input {
                 return Poll::Pending;
             };
             readable?;
-            let size = if self.is_bulk { BULK_BYTES } else { BUFFER_BYTES };
+            let size = match if self.is_bulk { BULK_BYTES } else { BUFFER_BYTES } {
+                size if size <= limit => size,
+                _ if BUFFER_BYTES <= limit => BUFFER_BYTES,
+                _ => SMALL_BYTES[usize::from(limit < SMALL_BYTES[0])],
+            };
             self.buffer.take_if(|buffer| buffer.filled().is_empty() && buffer.bytes.len() != size);
             let buffer = self.buffer.get_or_insert_with(|| Buffer::new(size));
-            let filled = buffer.poll_fill(cx, stream);
+            if buffer.is_full() && buffer.bytes.len() < BUFFER_BYTES {
+                buffer.grow(size.max(4 * buffer.bytes.len()));
+            }
+            let filled = buffer.poll_fill(cx, stream, limit);
             if matches!(filled, Poll::Ready(Ok(Some(_)))) {
                 // A large buffer is worth having as long as reads bring more than a small one would hold.
                 self.is_bulk = buffer.filled().len() >= BUFFER_BYTES;
@@ -197,6 +239,17 @@ impl Input {
                 return Poll::Ready(Ok(count));
             }
         }
+    }
+
+    /// Holds what has to wait in no more than twice the memory that it takes.
+    pub(in crate::proxy) fn tighten(&mut self) {
+        if let Some(buffer) = &mut self.buffer
+            && 2 * buffer.filled().len() < buffer.bytes.len()
+        {
+            let bytes = buffer.filled().to_vec();
+            *buffer = Buffer { start: 0, end: bytes.len(), bytes };
+        }
+        self.release();
     }
 
     /// Gives the buffer back if nothing is in it.
@@ -211,7 +264,12 @@ pub(in crate::proxy) struct Scratch(Vec<u8>);
 
 impl Scratch {
     pub(in crate::proxy) fn new() -> Self {
-        Self(take(&WRITTEN).unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES / 4)))
+        Self(take(&WRITTEN).unwrap_or_else(|| Vec::with_capacity(SCRATCH_BYTES)))
+    }
+
+    /// Holds no more memory than its bytes take from now on: they are kept for a while.
+    pub(in crate::proxy) fn tighten(&mut self) {
+        *self = Self(self.0.as_slice().to_vec());
     }
 }
 
@@ -231,7 +289,7 @@ impl DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if (1..=2 * BUFFER_BYTES).contains(&self.0.capacity()) {
+        if (SCRATCH_BYTES..=2 * BUFFER_BYTES).contains(&self.0.capacity()) {
             self.0.clear();
             give_back(&WRITTEN, KEPT_MAX, std::mem::take(&mut self.0));
         }
@@ -315,7 +373,27 @@ mod tests {
             (read, largest) = (read + count, largest.max(count));
         }
         assert!(largest > BUFFER_BYTES && largest <= BULK_BYTES, "{largest}");
-        drop(sending.await.unwrap().unwrap());
+        let mut peer = sending.await.unwrap().unwrap();
+        // Where there is little room, little is read, and a long line has one that grows.
+        peer.write_all(&[7; 20_000]).await.unwrap();
+        for (limit, bytes) in [(5000, 4096), (4095, 1024), (0, 1024)] {
+            let count = std::future::poll_fn(|cx| input.poll_fill_some(cx, &mut stream, limit)).await.unwrap();
+            assert_eq!(count, bytes);
+            input.consume(count);
+        }
+        let mut line = 0;
+        while line < 10_000 {
+            assert!(!input.is_full());
+            line += std::future::poll_fn(|cx| input.poll_fill_some(cx, &mut stream, 0)).await.unwrap();
+        }
+        input.consume(line - 10);
+        input.tighten();
+        assert_eq!(input.buffer.as_ref().unwrap().bytes.len(), 10);
+        peer.write_all(b"more").await.unwrap();
+        let count = std::future::poll_fn(|cx| input.poll_fill(cx, &mut stream)).await.unwrap();
+        assert!(input.filled().ends_with(b"more") && input.buffer.as_ref().unwrap().bytes.len() == BUFFER_BYTES);
+        input.consume(10 + count);
+        drop(peer);
         let _ = std::future::poll_fn(|cx| input.poll_fill(cx, &mut stream)).await.unwrap();
         assert!(input.buffer.is_none() && READ.with_borrow(Vec::len) > 0 && BULK.with_borrow(Vec::len) > 0);
     }

@@ -47,6 +47,8 @@ pub(super) struct Request {
     bytes: Scratch,
     places: Places,
     is_head: bool,
+    /// Whether it has a body whose length is known.
+    is_upload: bool,
     /// Whether it does no harm if two backends get it.
     may_repeat: bool,
     /// The protocols that it asks for.
@@ -64,9 +66,15 @@ impl Request {
             bytes,
             places,
             is_head: head.method == "HEAD",
+            is_upload: matches!(head.length, Length::Known(1..)),
             may_repeat: !has_body && head.upgrade.is_none() && IDEMPOTENT.contains(&head.method),
             upgrade: head.upgrade.map(Box::from),
         }
+    }
+
+    /// Makes it as small as it is: a connection that has a hundred open holds all of them.
+    pub(super) fn tighten(&mut self) {
+        self.bytes.tighten();
     }
 
     /// What of the body is there already goes out together with the head: as HTTP/1.1 frames it.
@@ -81,6 +89,11 @@ impl Request {
     /// Whether the response has no body whatever it says.
     pub(super) fn is_head(&self) -> bool {
         self.is_head
+    }
+
+    /// Whether it has a body whose length is known.
+    pub(super) fn is_upload(&self) -> bool {
+        self.is_upload
     }
 
     /// Whether it does no harm if two backends get it, or one gets it twice.
@@ -155,10 +168,16 @@ pub(super) trait Front {
     /// The backend changes the protocol as the client asked.
     fn switch(&mut self, head: &ResponseHead<'_, '_>);
 
-    /// Ready when more of the body would be taken. One whose client has a connection of its own may leave that to
-    /// `poll_send`.
-    fn poll_room(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// How much of a response may be read at once as long as its head is looked for: what of its body comes along may
+    /// have to wait, and is held meanwhile.
+    fn head_room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Ready when more of the body would be taken, with how much of it may be read at once. One whose client has a
+    /// connection of its own may leave that to `poll_send`.
+    fn poll_room(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(usize::MAX))
     }
 
     /// Takes some of the body; what was taken may wait to be written.
@@ -270,7 +289,7 @@ pub(super) async fn answer<F: Front>(client: &Client<'_>, front: &mut F, request
             }
             Ok(Answered::Switched(upstream)) => {
                 drop(attempt);
-                return Ok(End::Switched(Box::new((upstream, lease))));
+                return Ok(End::Switched(Box::new((*upstream, lease))));
             }
             Err(Miss::ClientGone) => return Ok(End::Gone),
             Err(miss) => {
@@ -355,7 +374,7 @@ impl Client<'_> {
 pub(super) enum Answered {
     Whole,
     Broken(Miss),
-    Switched(Upstream),
+    Switched(Box<Upstream>),
 }
 
 /// One backend's turn at a request.
@@ -400,7 +419,7 @@ impl Attempt<'_> {
             })
             .await?
         };
-        self.send(Upstream::from(upstream), front, Instant::now()).await
+        self.send(Box::new(Upstream::from(upstream)), front, Instant::now()).await
     }
 
     /// None if it failed, or was given up.
@@ -423,7 +442,7 @@ impl Attempt<'_> {
         .await
     }
 
-    async fn send<F: Front>(&mut self, upstream: Upstream, front: &mut F, now: Instant) -> Result<Answered, Miss> {
+    async fn send<F: Front>(&mut self, upstream: Box<Upstream>, front: &mut F, now: Instant) -> Result<Answered, Miss> {
         let mut exchange = Exchange::new(self, upstream, front, now);
         poll_fn(|cx| exchange.poll(cx)).await
     }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::CONTENT_LENGTH;
@@ -16,9 +16,11 @@ use tokio::time::Instant;
 use super::intake::Intake;
 use super::links::{self, Ticket};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
+use crate::proxy::http1::buffer::consume;
 use crate::proxy::http1::chunked::{Decoder, Output};
 use crate::proxy::http1::fields::{may_trail, put_field};
 use crate::proxy::http1::head::{Field, Length, ResponseHead};
+use crate::proxy::pace::Pace;
 
 /// Connections that one request is tried on before its backend counts as one that cannot be reached: all that there are
 /// may have been closed while they were idle.
@@ -47,6 +49,7 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
         };
         ticket.link.wire.count(|meter| meter.sent(0));
         let now = Instant::now();
+        let pace = Pace::new(attempt.request.is_upload(), attempt.client.config.timeouts.body_progress);
         let mut exchange = Exchange {
             attempt,
             front,
@@ -57,6 +60,7 @@ pub(in crate::proxy) async fn run<F: Front>(attempt: &mut Attempt<'_>, front: &m
             interims: 0,
             response_bytes: 0,
             is_clients_turn: false,
+            pace,
             began: now,
             since: now,
             has_moved: false,
@@ -82,6 +86,7 @@ struct Exchange<'x, 'a, F> {
     response_bytes: usize,
     /// Whose turn it is as long as no response has begun.
     is_clients_turn: bool,
+    pace: Pace,
     began: Instant,
     since: Instant,
     has_moved: bool,
@@ -159,6 +164,9 @@ impl Up {
                 let step = decoder.step(&mut self.raw).map_err(Miss::Offence)?;
                 self.ready = Bytes::copy_from_slice(self.raw.get(..step.produced).unwrap_or_default());
                 self.raw.drain(..step.consumed.min(self.raw.len()));
+                if self.raw.is_empty() {
+                    self.raw = Vec::new();
+                }
             }
         }
         Ok(())
@@ -212,10 +220,12 @@ impl<F: Front> Exchange<'_, '_, F> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Miss> {
         let timeouts = &self.attempt.client.config.timeouts;
         if std::mem::take(&mut self.has_moved) {
-            self.since = Instant::now();
+            let now = Instant::now();
+            self.pace.turn(now - self.since, self.is_clients_turn);
+            self.since = now;
         }
         let (wait, miss) = match self.down {
-            Down::Head(_) if self.is_clients_turn => (timeouts.body_progress, Miss::ClientSlow),
+            Down::Head(_) if self.is_clients_turn => (self.pace.left(), Miss::ClientSlow),
             Down::Head(_) => (timeouts.response, Miss::BackendSlow),
             Down::Body { .. } => (timeouts.body_progress, Miss::BackendSlow),
         };
@@ -269,6 +279,7 @@ impl<F: Front> Exchange<'_, '_, F> {
                     self.up.raw.extend_from_slice(bytes.get(..count).unwrap_or_default());
                     self.up.has_taken |= count > 0;
                     self.front.take_body(count);
+                    self.pace.pass(count);
                     self.has_moved |= std::mem::take(&mut self.is_clients_turn);
                     if count == 0 && !self.front.is_body_done() {
                         return Poll::Ready(Err(Miss::ClientGone));
@@ -320,7 +331,7 @@ impl<F: Front> Exchange<'_, '_, F> {
                     body.fill(cx);
                     if !piece.is_empty() {
                         let count = ready!(self.front.poll_send(cx, piece)).map_err(|_| Miss::ClientGone)?;
-                        piece.advance(count);
+                        consume(piece, count);
                         body.passed_on(count);
                         self.has_moved = true;
                         continue;

@@ -113,6 +113,7 @@ impl Backends {
             let name = |name: &ServerName<'_>| name.to_str().into_owned();
             let names: Vec<String> = self.names(backend).iter().map(name).collect();
             warn!(
+                target: "scrimp::proxy::tls::backends",
                 "backend {} at {} fails its TLS handshake: {error}; its certificate must be for {} and from an \
                  authority that this machine, or lb.backend-tls.ca, knows",
                 backend.node_name,

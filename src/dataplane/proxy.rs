@@ -15,6 +15,7 @@ mod idle;
 mod listen;
 mod manager;
 mod memory;
+mod pace;
 mod page;
 mod proxy_protocol;
 mod relay;
@@ -272,7 +273,8 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// A client, for a whole request header.
     pub header: Duration,
-    /// Either side, between two pieces of a body.
+    /// Either side, between two pieces of a body; and a client, for what it falls behind with a body of a known length, of which
+    /// 128 bytes a second are expected.
     pub body_progress: Duration,
     /// A client, between two requests.
     pub idle: Duration,

@@ -133,15 +133,19 @@ impl Roster {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 mod testing {
     use super::*;
     use crate::app::{App, AppState, Protocol};
     use crate::name::{PathPrefix, Port, Weight};
 
     impl Roster {
-        /// One backend that is ready, with one application at `backend` that is served at `listen`.
-        pub(crate) fn of_one(backend: SocketAddr, protocol: Protocol, listen: Port, reach: Reach) -> Self {
+        /// For tests: one backend that is ready, with one application at `backend` that is served at `listen`.
+        ///
+        /// # Panics
+        /// If the backend has no port.
+        #[must_use]
+        pub fn of_one(backend: SocketAddr, protocol: Protocol, listen: Port, reach: Reach) -> Self {
             let app = App {
                 name: "web".parse().unwrap(),
                 protocol,

@@ -88,6 +88,7 @@ impl Admission {
         let borne = self.descriptors / 2;
         if connections > borne && self.limit.swap(connections, Ordering::Relaxed) != connections {
             warn!(
+                target: "scrimp::proxy::accept",
                 "lb.limits.connections is {connections}, but the descriptor limit bears {borne}: raise that \
                  (LimitNOFILE= in a systemd unit)"
             );

@@ -67,7 +67,7 @@ impl Tls {
     /// starts again after a renewal has failed had better serve what it can.
     pub(super) fn new(config: &Config) -> Result<Self, TlsError> {
         let table = Table::load(&config.certificates)?;
-        table.out_of_time().for_each(|why| tracing::error!("{why}"));
+        table.out_of_time().for_each(|why| tracing::error!(target: "scrimp::proxy::tls", "{why}"));
         Ok(Self { server: Server::new(table)?, backends: ArcSwap::from_pointee(Backends::load(&config.backend_tls)?) })
     }
 
@@ -76,7 +76,7 @@ impl Tls {
         let table = Table::load(&config.certificates)?;
         let backends = Backends::load(&config.backend_tls)?;
         self.server.judge(&table)?;
-        table.out_of_time().for_each(|why| tracing::error!("{why}"));
+        table.out_of_time().for_each(|why| tracing::error!(target: "scrimp::proxy::tls", "{why}"));
         self.server.replace(table);
         self.backends.store(backends.into());
         Ok(())

@@ -6,13 +6,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::frames::Follower;
 use super::meter::Meter;
+use crate::proxy::http1::buffer::consume;
 use crate::proxy::stream::Stream;
 
 /// What is read before others have their turn.
@@ -123,7 +124,7 @@ impl State {
         } else {
             let count = ahead.len().min(buffer.remaining());
             buffer.put_slice(&ahead[..count]);
-            ahead.advance(count);
+            consume(&mut ahead, count);
         }
         let bytes = buffer.filled().get(before..).unwrap_or_default();
         let count = bytes.len();

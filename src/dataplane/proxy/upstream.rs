@@ -22,7 +22,7 @@ const IDLE_MAX: usize = 32;
 /// How long an idle connection is kept.
 const IDLE_AGE_MAX: Duration = Duration::from_secs(60);
 
-/// A connection over which one request can be sent now.
+/// A connection over which one request can be sent now. In a box, since it changes hands some ten times a request.
 pub(super) struct Upstream {
     pub(super) stream: Stream,
     /// What was read and not yet used.
@@ -42,7 +42,7 @@ pub(super) struct Upstreams {
 }
 
 struct Idle {
-    upstream: Upstream,
+    upstream: Box<Upstream>,
     load: Arc<Load>,
     since: Instant,
 }
@@ -51,7 +51,7 @@ impl Idle {
     /// Whether a request may go out over it: nobody has said anything that was not asked for, the end included. What
     /// nothing has happened to costs no system call.
     fn is_good(&mut self, now: Instant) -> bool {
-        let Upstream { stream, input } = &mut self.upstream;
+        let Upstream { stream, input } = &mut *self.upstream;
         // A task whose turn is over is told that nothing is there, whatever is: that does not count.
         let mut is_silent = || {
             let reading = pin!(unconstrained(poll_fn(|cx| input.poll_fill(cx, stream))));
@@ -63,14 +63,14 @@ impl Idle {
 
 impl Upstreams {
     /// An idle connection to this backend, if there is one at `now`.
-    pub(super) fn take(&self, backend: &Backend, now: Instant) -> Option<Upstream> {
+    pub(super) fn take(&self, backend: &Backend, now: Instant) -> Option<Box<Upstream>> {
         let mut all = self.idle.borrow_mut();
         let idle = all.get_mut(&(backend.address, backend.protocol))?;
         std::iter::from_fn(|| idle.pop()).find_map(|mut idle| idle.is_good(now).then_some(idle.upstream))
     }
 
     /// Keeps a connection whose response has been read to its end, and on which something moved at `since`.
-    pub(super) fn keep(&self, backend: &Backend, upstream: Upstream, since: Instant) {
+    pub(super) fn keep(&self, backend: &Backend, upstream: Box<Upstream>, since: Instant) {
         if !takes_work(&backend.load) {
             return;
         }

@@ -11,6 +11,7 @@ use super::body::Body;
 use super::chunked::Output;
 use super::head::{FIELDS_INLINE, Length, ResponseHead, Scan, parse_response};
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
+use crate::proxy::pace::Pace;
 use crate::proxy::relay::TURN_BYTES;
 use crate::proxy::splice::Pipe;
 use crate::proxy::upstream::Upstream;
@@ -28,7 +29,7 @@ pub(in crate::proxy) struct Exchange<'x, 'a, F> {
     attempt: &'x mut Attempt<'a>,
     front: &'x mut F,
     /// None when it has been given away.
-    upstream: Option<Upstream>,
+    upstream: Option<Box<Upstream>>,
     /// How much of the head, and of what came with it, was sent.
     sent: usize,
     up: Up,
@@ -39,6 +40,7 @@ pub(in crate::proxy) struct Exchange<'x, 'a, F> {
     keeps_alive: bool,
     /// Whose turn it is as long as no response has begun.
     is_clients_turn: bool,
+    pace: Pace,
     /// When the turn changed, and after that: when something moved last.
     since: Instant,
     has_moved: bool,
@@ -76,10 +78,11 @@ enum Down {
 impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
     pub(in crate::proxy) fn new(
         attempt: &'x mut Attempt<'a>,
-        upstream: Upstream,
+        upstream: Box<Upstream>,
         front: &'x mut F,
         now: Instant,
     ) -> Self {
+        let pace = Pace::new(attempt.request.is_upload(), attempt.client.config.timeouts.body_progress);
         Self {
             attempt,
             front,
@@ -91,6 +94,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
             interims: 0,
             keeps_alive: false,
             is_clients_turn: false,
+            pace,
             since: now,
             has_moved: false,
             is_blocked: false,
@@ -172,10 +176,12 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
         // A response's last bytes may take a while to leave; what was said before it is no progress.
         let has_written = self.front.has_written() && !matches!(self.down, Down::Head);
         if std::mem::take(&mut self.has_moved) || has_written {
-            self.since = Instant::now();
+            let now = Instant::now();
+            self.pace.turn(now - self.since, self.is_clients_turn);
+            self.since = now;
         }
         let (wait, miss) = match self.down {
-            Down::Head if self.is_clients_turn => (timeouts.body_progress, Miss::ClientSlow),
+            Down::Head if self.is_clients_turn => (self.pace.left(), Miss::ClientSlow),
             Down::Head => (timeouts.response, Miss::BackendSlow),
             Down::Body(_) | Down::Switched => (timeouts.body_progress, Miss::BackendSlow),
         };
@@ -223,6 +229,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 Ok(count @ 1..) if is_head => self.sent += count,
                 Ok(count @ 1..) => {
                     self.front.take_body(count);
+                    self.pace.pass(count);
                     self.has_moved = true;
                 }
                 Ok(_) | Err(_) if self.sent == 0 => return Poll::Ready(Err(Miss::Unsent)),
@@ -246,7 +253,11 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                     let ready = body.ready(&mut upstream.input).map_err(|_| Miss::Nonsense)?;
                     if ready > 0 {
                         let bytes = upstream.input.filled().get(..ready).unwrap_or_default();
-                        let count = ready!(self.front.poll_send(cx, bytes)).map_err(|_| Miss::ClientGone)?;
+                        let Poll::Ready(count) = self.front.poll_send(cx, bytes) else {
+                            upstream.input.tighten();
+                            return Poll::Pending;
+                        };
+                        let count = count.map_err(|_| Miss::ClientGone)?;
                         body.take(&mut upstream.input, count);
                         self.has_moved = true;
                         continue;
@@ -256,8 +267,12 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                         return Poll::Ready(finished.map_err(|_| Miss::ClientGone));
                     }
                     // For who takes nothing, nothing is read, and no buffer held.
-                    ready!(self.front.poll_room(cx)).map_err(|_| Miss::ClientGone)?;
-                    match upstream.input.poll_fill(cx, &mut upstream.stream) {
+                    let Poll::Ready(room) = self.front.poll_room(cx) else {
+                        upstream.input.release();
+                        return Poll::Pending;
+                    };
+                    let room = room.map_err(|_| Miss::ClientGone)?;
+                    match upstream.input.poll_fill_some(cx, &mut upstream.stream, room) {
                         Poll::Pending => {
                             // As long as nothing comes, nothing waits for more.
                             ready!(self.front.poll_flush(cx)).map_err(|_| Miss::ClientGone)?;
@@ -359,7 +374,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 }
                 upstream.input.grow(HEAD_BYTES_MAX);
             }
-            match upstream.input.poll_fill(cx, &mut upstream.stream) {
+            match upstream.input.poll_fill_some(cx, &mut upstream.stream, self.front.head_room()) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Miss::Lost)),

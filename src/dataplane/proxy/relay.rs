@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::task::coop::has_budget_remaining;
@@ -62,12 +62,15 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
         let (mut client_side, mut backend_side) = (Side::of(&mut *client_stream), Side::of(&mut *backend_stream));
         let (client_plain, backend_plain) = (client_side.plain(), backend_side.plain());
         // A backend is asked whether it is still there from when it has been silent for the first time: most connections are
-        // over by then. A client's connection has it from the socket that listens.
-        let (mut is_kept, quiet) = (false, KEEPALIVE.0);
+        // over by then, and so are all whose idle time is shorter. A client's connection has it from the socket that listens.
+        let quiet = KEEPALIVE.0;
+        let mut is_kept = idle <= quiet;
         let mut timer = pin!(tokio::time::sleep(idle.min(quiet)));
         let mut moved_at = Instant::now();
         let (mut client_breaks, mut backend_breaks) = (pin!(breaks(client_plain)), pin!(breaks(backend_plain)));
         let mut is_watched = false;
+        // Once the timer has been looked at, it wakes this when it fires; until then there is nothing to be seen.
+        let mut is_timed = false;
         poll_fn(|cx| {
             let before = up.moved + down.moved;
             let up_state = up.poll(cx, &mut client_side, &mut backend_side, down.is_done);
@@ -102,12 +105,16 @@ pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Ou
                     load.succeeded(moved_at.into());
                 }
             }
-            if !is_kept && quiet < idle {
-                ready!(poll_idle(cx, timer.as_mut(), moved_at + quiet));
+            if is_timed && !timer.is_elapsed() {
+                return Poll::Pending;
+            }
+            if !is_kept && poll_idle(cx, timer.as_mut(), moved_at + quiet).is_ready() {
                 is_kept = true;
                 keep_alive(backend_side.tcp());
             }
-            poll_idle(cx, timer.as_mut(), moved_at + idle).map(|()| Outcome::Idle)
+            let idled = if is_kept { poll_idle(cx, timer.as_mut(), moved_at + idle) } else { Poll::Pending };
+            is_timed = is_registered();
+            idled.map(|()| Outcome::Idle)
         })
         .await
     };
@@ -161,7 +168,8 @@ fn is_readable(tcp: &TcpStream) -> bool {
     tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
 }
 
-/// Whether who was just told to wait for a socket is woken by it. Without a budget it was told to come again instead.
+/// Whether who was just told to wait for a socket or a timer is woken by it. Without a budget it was told to come again
+/// instead.
 fn is_registered() -> bool {
     has_budget_remaining()
 }
@@ -299,11 +307,7 @@ impl<'a> Flow<'a> {
         if self.ahead.is_empty() {
             self.start += count;
         } else {
-            self.ahead.advance(count);
-            if self.ahead.is_empty() {
-                // An empty rest would hold all of it.
-                self.ahead = Bytes::new();
-            }
+            buffer::consume(&mut self.ahead, count);
         }
         self.is_to_flush = true;
         // Progress is what leaves: a peer that takes nothing is idle however much the other side sends.

@@ -231,9 +231,12 @@ impl Client {
     /// Whether the connection begins as one of HTTP/2 does, as far as it has come: with the whole preface, or with some
     /// of it; none if it does not.
     fn read_preface(&mut self) -> Option<bool> {
+        if !self.is_fresh {
+            return None;
+        }
         let bytes = self.input.filled();
         let count = bytes.len().min(PREFACE.len());
-        self.is_fresh &= bytes[..count] == PREFACE[..count];
+        self.is_fresh = bytes[..count] == PREFACE[..count];
         (self.is_fresh && count > 0).then_some(count == PREFACE.len())
     }
 

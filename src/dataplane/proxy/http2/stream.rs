@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, DATE};
@@ -18,8 +18,9 @@ use super::client::{Open, Session};
 use super::exchange::read_lines;
 use super::gate::{self, Refusal};
 use super::intake::Intake;
-use super::stock::Piece;
+use super::stock::{Held, Piece};
 use crate::proxy::forward::{self, Client, End, Front, Miss, Request};
+use crate::proxy::http1::buffer::consume;
 use crate::proxy::http1::chunked::{Output, put_chunk, put_end};
 use crate::proxy::http1::fields::{HSTS, Via, put_response_fields};
 use crate::proxy::http1::head::{HeadLimits, Length, ResponseHead};
@@ -99,6 +100,7 @@ pub(super) struct Exchange {
     respond: SendResponse<Piece>,
     /// None as long as no response has begun.
     send: Option<SendStream<Piece>>,
+    held: Held,
     /// What is left of a response of known length.
     left: Option<u64>,
     is_ended: bool,
@@ -129,7 +131,8 @@ impl Exchange {
             }
         };
         let via = Via { client: &session.forwarded_for, is_trusted: session.is_trusted, is_tls: session.is_tls() };
-        let request = Box::new(Request::new(&head, &via));
+        let mut request = Box::new(Request::new(&head, &via));
+        request.tighten();
         let exchange = Self {
             is_body_read: is_whole,
             is_empty_body_open: !is_whole && matches!(head.length, Length::None | Length::Known(0)),
@@ -143,6 +146,7 @@ impl Exchange {
             body: Rc::new(RefCell::new(Intake::new(body))),
             respond,
             send: None,
+            held: Held::new(&open.session.stock),
             left: None,
             is_ended: false,
             timer: None,
@@ -230,8 +234,8 @@ impl Front for Exchange {
     }
 
     fn take_body(&mut self, count: usize) {
-        self.piece.advance(count.min(self.piece.len()));
-        if self.piece.is_empty() && self.owed > 0 {
+        consume(&mut self.piece, count);
+        if self.piece.is_empty() {
             self.body.borrow_mut().passed_on(std::mem::take(&mut self.owed));
         }
     }
@@ -281,20 +285,27 @@ impl Front for Exchange {
 
     fn switch(&mut self, _head: &ResponseHead<'_, '_>) {}
 
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.open.session.stock.poll_room(cx));
+    fn head_room(&self) -> usize {
+        self.open.session.stock.head_room()
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stock = &self.open.session.stock;
+        ready!(stock.poll_room(cx));
         match &mut self.send {
             // One byte of the connection's window is all that is held for a backend that may take its time.
-            Some(send) if !self.is_ended => poll_capacity(send, 1, cx).map_ok(drop),
-            _ => Poll::Ready(Ok(())),
+            Some(send) if !self.is_ended => poll_capacity(send, 1, cx).map_ok(|_| stock.room()),
+            _ => Poll::Ready(Ok(stock.room())),
         }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let send = self.send.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
-        ready!(self.open.session.stock.poll_room(cx));
+        // What was read is not less if it is not handed over.
+        self.held.set(bytes.len());
         let wanted = bytes.len().min(PIECE_BYTES);
         let count = ready!(poll_capacity(send, wanted, cx))?.min(wanted);
+        self.held.set(bytes.len() - count);
         let piece =
             Piece::new(Bytes::copy_from_slice(bytes.get(..count).unwrap_or_default()), &self.open.session.stock);
         if let Some(left) = &mut self.left {
