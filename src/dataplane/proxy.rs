@@ -6,9 +6,12 @@
 //! connection or a datagram, `forward` how a request finds its backend.
 
 mod accept;
+mod alarm;
 mod bell;
+mod clock;
 mod dial;
 mod forward;
+mod gone;
 mod http1;
 mod http2;
 mod idle;

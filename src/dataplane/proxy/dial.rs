@@ -20,8 +20,8 @@ pub(super) const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60)
 
 /// Connects to the backend of `lease` and counts what goes wrong, as the backend's failure if it is one.
 pub(super) async fn backend(shared: &Shared, lease: &Lease, deadline: Duration) -> io::Result<Stream> {
-    let opening = tokio::time::timeout(deadline, open(shared, lease.backend()));
-    let result = opening.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let opened = tokio::time::timeout(deadline, open(shared, lease.backend())).await;
+    let result = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     if let Err(error) = &result {
         shared.counters.connect_failures.inc();
         if !is_ours(error) {

@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::bell::Ear;
+use super::clock::next_tick;
 use super::http1::buffer::Scratch;
 use super::http1::chunked::Output;
 use super::http1::exchange::Exchange;
@@ -399,7 +400,7 @@ impl Attempt<'_> {
             return Box::pin(http2::run(self, front)).await;
         }
         let upstreams = &self.client.worker.upstreams;
-        let now = Instant::now();
+        let now = next_tick();
         while let Some(upstream) = upstreams.take(self.lease.backend(), now) {
             match self.send(upstream, front, now).await {
                 // It was closed while it was idle, and nothing was sent.

@@ -10,16 +10,20 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, Interest};
+use rustix::net::SendFlags;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep};
 
+use super::Shared;
+use super::alarm::Alarm;
+use super::clock::next_tick;
 use super::dial::{KEEPALIVE, keep_alive, reset_on_close};
-use super::http1::buffer;
+use super::gone::Gone;
+use super::http1::buffer::{self, BUFFER_BYTES};
 use super::splice::{Bulk, Pipe};
-use super::stream::{Side, Stream, receive};
-use crate::backend::Load;
+use super::stream::{Side, Stream, is_readable, is_registered, receive, transmit};
+use crate::backend::{Lease, Load};
 use crate::report::Counter;
 
 /// How long a side that was told everything is listened to, that it may read it. What it has not read by then is the
@@ -34,13 +38,11 @@ pub(super) struct End<'a> {
     pub(super) ahead: Bytes,
     /// Counts what this end sends.
     pub(super) sent: Option<&'a Counter>,
-    /// Is told when something has just arrived from this end.
-    pub(super) load: Option<&'a Load>,
 }
 
 /// How a relay came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+enum Outcome {
     /// Both sides said that they are done.
     Finished,
     /// Nothing moved for too long.
@@ -49,95 +51,145 @@ pub(super) enum Outcome {
     ClientBroke,
     /// The backend's connection broke.
     BackendBroke,
+    /// The backend is gone, and its connections with it.
+    Removed,
 }
 
-/// Passes bytes on until both directions have ended, one connection breaks, or nothing moves for `idle`.
+/// Passes bytes on until both directions have ended, one connection breaks, nothing moves for `idle`, or the backend of
+/// `lease` is gone and its connections are to be ended; and counts how it ended.
 /// A connection that broke is passed on as one: the other side is reset when it is closed. One that broke after it had
 /// said everything has finished.
-pub(super) async fn run(client: End<'_>, backend: End<'_>, idle: Duration) -> Outcome {
-    let (client_stream, backend_stream, backend_load) = (client.stream, backend.stream, backend.load);
-    let mut up = Flow::new(client.ahead, client.sent);
-    let mut down = Flow::new(backend.ahead, backend.sent);
-    let outcome = {
-        let (mut client_side, mut backend_side) = (Side::of(&mut *client_stream), Side::of(&mut *backend_stream));
-        let (client_plain, backend_plain) = (client_side.plain(), backend_side.plain());
-        // A backend is asked whether it is still there from when it has been silent for the first time: most connections are
-        // over by then, and so are all whose idle time is shorter. A client's connection has it from the socket that listens.
-        let quiet = KEEPALIVE.0;
-        let mut is_kept = idle <= quiet;
-        let mut timer = pin!(tokio::time::sleep(idle.min(quiet)));
-        let mut moved_at = Instant::now();
-        let (mut client_breaks, mut backend_breaks) = (pin!(breaks(client_plain)), pin!(breaks(backend_plain)));
-        let mut is_watched = false;
-        // Once the timer has been looked at, it wakes this when it fires; until then there is nothing to be seen.
-        let mut is_timed = false;
-        poll_fn(|cx| {
-            let before = up.moved + down.moved;
-            let up_state = up.poll(cx, &mut client_side, &mut backend_side, down.is_done);
-            let down_state = down.poll(cx, &mut backend_side, &mut client_side, up.is_done);
-            match (up_state, down_state) {
-                (Poll::Ready(Err(broke)), _) => {
-                    return Poll::Ready(broke.of(Outcome::ClientBroke, Outcome::BackendBroke));
-                }
-                (_, Poll::Ready(Err(broke))) => {
-                    return Poll::Ready(broke.of(Outcome::BackendBroke, Outcome::ClientBroke));
-                }
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Outcome::Finished),
-                _ => {}
+///
+/// What each wake looks at is kept close together, behind as few futures in futures as can be: with thousands of
+/// connections, most of what a small piece costs here is to fetch it. (An `async fn` has room for its arguments twice.)
+pub(super) fn run<'a>(
+    shared: &'a Shared,
+    lease: &'a Lease,
+    client: End<'a>,
+    backend: End<'a>,
+    idle: Duration,
+) -> impl Future<Output = ()> + 'a {
+    let load = &lease.backend().load;
+    let mut relay = Relay::new(client, backend, load, idle);
+    async move {
+        let outcome = {
+            let cancelled = pin!(load.gone.cancelled());
+            let mut gone = Gone::new(shared, load, cancelled);
+            let timer = pin!(tokio::time::sleep(relay.patience()));
+            let mut alarm = Alarm::new(timer);
+            let outcome = poll_fn(|cx| match gone.poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Outcome::Removed),
+                Poll::Pending => relay.poll(cx, &mut alarm),
+            });
+            outcome.await
+        };
+        // What one side said to its end is not destroyed because of what the other said to it later: a reset, or a close
+        // with something unread, would throw away what still waits in the kernel.
+        match outcome {
+            Outcome::Finished => return,
+            Outcome::BackendBroke if relay.down.is_done => return Box::pin(linger(&mut relay.client, idle)).await,
+            Outcome::ClientBroke if relay.up.is_done => return Box::pin(linger(&mut relay.backend, idle)).await,
+            Outcome::BackendBroke => {
+                shared.counters.broken.inc();
+                lease.failed();
             }
-            let has_moved = up.moved + down.moved != before;
-            // A reset that no direction waits for: one that has ended, or one that waits for the other side. Where bytes have
-            // just passed it shows in them; to ask each time would take two locks for each piece.
-            if !has_moved || !is_watched {
-                is_watched = true;
-                if client_breaks.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Outcome::ClientBroke);
-                }
-                if backend_breaks.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Outcome::BackendBroke);
-                }
-            }
-            if has_moved {
-                moved_at = Instant::now();
-                if std::mem::take(&mut down.has_arrived)
-                    && let Some(load) = backend_load
-                {
-                    load.succeeded(moved_at.into());
-                }
-            }
-            if is_timed && !timer.is_elapsed() {
-                return Poll::Pending;
-            }
-            if !is_kept && poll_idle(cx, timer.as_mut(), moved_at + quiet).is_ready() {
-                is_kept = true;
-                keep_alive(backend_side.tcp());
-            }
-            let idled = if is_kept { poll_idle(cx, timer.as_mut(), moved_at + idle) } else { Poll::Pending };
-            is_timed = is_registered();
-            idled.map(|()| Outcome::Idle)
-        })
-        .await
-    };
-    // What one side said to its end is not destroyed because of what the other said to it later: a reset, or a close with
-    // something unread, would throw away what still waits in the kernel.
-    match outcome {
-        Outcome::BackendBroke if down.is_done => Box::pin(linger(client_stream, idle)).await,
-        Outcome::ClientBroke if up.is_done => Box::pin(linger(backend_stream, idle)).await,
-        Outcome::Finished => {}
-        broke => {
-            reset_on_close(client_stream.tcp());
-            reset_on_close(backend_stream.tcp());
-            return broke;
+            Outcome::Removed => shared.counters.killed.inc(),
+            Outcome::Idle | Outcome::ClientBroke => {}
+        }
+        // What is cut must not look finished.
+        reset_on_close(relay.client.tcp());
+        reset_on_close(relay.backend.tcp());
+    }
+}
+
+/// Both directions, and what is waited for besides.
+struct Relay<'a> {
+    up: Flow<'a>,
+    down: Flow<'a>,
+    client: Side<'a>,
+    backend: Side<'a>,
+    /// The backend's. It is told when something has just arrived.
+    load: &'a Load,
+    idle: Duration,
+    moved_at: Instant,
+    /// A backend is asked whether it is still there from when it has been silent for the first time: most connections are
+    /// over by then, and so are all whose idle time is shorter. A client's connection has it from the socket that listens.
+    is_kept: bool,
+    /// Waits for a reset that no direction would read.
+    breaks: Option<Pin<Box<dyn Future<Output = Outcome> + 'a>>>,
+}
+
+impl<'a> Relay<'a> {
+    fn new(client: End<'a>, backend: End<'a>, load: &'a Load, idle: Duration) -> Self {
+        Self {
+            up: Flow::new(client.ahead, client.sent),
+            down: Flow::new(backend.ahead, backend.sent),
+            client: Side::of(client.stream),
+            backend: Side::of(backend.stream),
+            load,
+            idle,
+            moved_at: next_tick(),
+            is_kept: idle <= KEEPALIVE.0,
+            breaks: None,
         }
     }
-    Outcome::Finished
+
+    /// How long nothing may move before something is done about it.
+    fn patience(&self) -> Duration {
+        if self.is_kept { self.idle } else { KEEPALIVE.0 }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, alarm: &mut Alarm<&mut Sleep>) -> Poll<Outcome> {
+        let before = self.up.moved + self.down.moved;
+        let up = self.up.poll(cx, &mut self.client, &mut self.backend, self.down.is_done);
+        let down = self.down.poll(cx, &mut self.backend, &mut self.client, self.up.is_done);
+        match (up, down) {
+            (Poll::Ready(Err(broke)), _) => {
+                return Poll::Ready(broke.of(Outcome::ClientBroke, Outcome::BackendBroke));
+            }
+            (_, Poll::Ready(Err(broke))) => {
+                return Poll::Ready(broke.of(Outcome::BackendBroke, Outcome::ClientBroke));
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Outcome::Finished),
+            _ => {}
+        }
+        let has_moved = self.up.moved + self.down.moved != before;
+        // One has ended, or waits for the other side. Where bytes have just passed a reset shows in them; to ask each time
+        // would take two locks for each piece.
+        let is_heard = self.up.is_listening() && self.down.is_listening();
+        let is_watched = has_moved && self.breaks.is_some();
+        if !(is_heard || is_watched) {
+            let (client, backend) = (self.client.plain(), self.backend.plain());
+            let breaks = self.breaks.get_or_insert_with(|| Box::pin(broken(client, backend)));
+            if let Poll::Ready(broke) = breaks.as_mut().poll(cx) {
+                return Poll::Ready(broke);
+            }
+        }
+        if has_moved {
+            self.moved_at = next_tick();
+            if std::mem::take(&mut self.down.has_arrived) {
+                self.load.succeeded(self.moved_at.into());
+            }
+        }
+        if alarm.is_quiet() {
+            return Poll::Pending;
+        }
+        if !self.is_kept && alarm.poll(cx, self.moved_at + self.patience()).is_ready() {
+            self.is_kept = true;
+            keep_alive(self.backend.tcp());
+        }
+        match self.is_kept {
+            true => alarm.poll(cx, self.moved_at + self.idle).map(|()| Outcome::Idle),
+            false => Poll::Pending,
+        }
+    }
 }
 
 /// Reads what is for nobody any more, until the peer is done too.
-async fn linger(stream: &mut Stream, idle: Duration) {
+async fn linger(side: &mut Side<'_>, idle: Duration) {
     let rest = async {
         let mut buffer = buffer::take_read();
-        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+        while poll_fn(|cx| side.poll_read(cx, &mut buffer)).await.is_ok_and(|count| count > 0) {}
         buffer::give_back_read(Some(buffer));
     };
     let _ = tokio::time::timeout(idle.min(LINGER_MAX), rest).await;
@@ -145,33 +197,16 @@ async fn linger(stream: &mut Stream, idle: Duration) {
 
 /// Waits for an error of a plain connection. One with TLS cannot be waited for while it is read and written: its reset is
 /// found by whoever reads or writes it next.
-async fn breaks(stream: Option<&TcpStream>) {
-    match stream {
+async fn broken(client: Option<&TcpStream>, backend: Option<&TcpStream>) -> Outcome {
+    let breaks = async |stream: Option<&TcpStream>| match stream {
         Some(stream) => drop(stream.ready(Interest::ERROR).await),
         None => std::future::pending().await,
+    };
+    tokio::select! {
+        biased;
+        () = breaks(client) => Outcome::ClientBroke,
+        () = breaks(backend) => Outcome::BackendBroke,
     }
-}
-
-/// Ready when `deadline` has passed. The timer is moved only when it fires, not with each byte.
-fn poll_idle(cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>, deadline: Instant) -> Poll<()> {
-    loop {
-        ready!(timer.as_mut().poll(cx));
-        if Instant::now() >= deadline {
-            return Poll::Ready(());
-        }
-        timer.as_mut().reset(deadline);
-    }
-}
-
-/// Whether there may be something to read, without waiting for it: this takes no lock.
-fn is_readable(tcp: &TcpStream) -> bool {
-    tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
-}
-
-/// Whether who was just told to wait for a socket or a timer is woken by it. Without a budget it was told to come again
-/// instead.
-fn is_registered() -> bool {
-    has_budget_remaining()
 }
 
 /// Which connection of a flow broke.
@@ -189,9 +224,18 @@ impl Broke {
     }
 }
 
+/// What is known of what there is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arrival {
+    Unknown,
+    /// There is something: it takes no lock to know it.
+    Here,
+    /// There is nothing, and whoever polls this is woken when there is: the kernel tells the runtime, which keeps the waker.
+    Awaited,
+}
+
 /// One direction. An idle one holds no buffer and no pipe.
 struct Flow<'a> {
-    ahead: Bytes,
     buffer: Option<Vec<u8>>,
     start: usize,
     end: usize,
@@ -203,8 +247,9 @@ struct Flow<'a> {
     is_done: bool,
     /// The break that came right behind the bytes that wait.
     broke: Option<io::Error>,
-    /// Whoever polls this is woken when there is something to read: the kernel tells the runtime, which keeps the waker.
-    is_awaited: bool,
+    arrival: Arrival,
+    /// Nothing is held: all there is to do is to read, when something has come.
+    is_waiting: bool,
     /// Everything that was there has been read: what comes next has arrived since.
     is_drained: bool,
     /// Something was read that arrived since: a sign of life, which what had waited for a slow reader is not.
@@ -216,18 +261,19 @@ struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     fn new(ahead: Bytes, counter: Option<&'a Counter>) -> Self {
+        let end = ahead.len();
         Self {
-            ahead,
-            buffer: None,
+            buffer: (end > 0).then(|| ahead.into()),
             start: 0,
-            end: 0,
+            end,
             pipe: None,
             bulk: Bulk::default(),
             is_to_flush: false,
             is_eof: false,
             is_done: false,
             broke: None,
-            is_awaited: false,
+            arrival: Arrival::Unknown,
+            is_waiting: false,
             is_drained: true,
             has_arrived: false,
             moved: 0,
@@ -244,6 +290,20 @@ impl<'a> Flow<'a> {
         to: &mut Side<'_>,
         is_last: bool,
     ) -> Poll<Result<(), Broke>> {
+        self.look(from);
+        if self.is_listening() {
+            return Poll::Pending;
+        }
+        if std::mem::take(&mut self.is_waiting)
+            && self.arrival == Arrival::Here
+            && let (Some(from), Some(to)) = (from.plain(), to.plain())
+            && !self.bulk.is()
+        {
+            self.pass_straight(cx, from, to)?;
+            if self.is_listening() {
+                return Poll::Pending;
+            }
+        }
         let mut bytes = 0;
         while !self.is_done {
             bytes += ready!(self.advance(cx, from, to, is_last))?;
@@ -253,6 +313,18 @@ impl<'a> Flow<'a> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether all there is to do is to read what comes, and whoever polls this is woken when it does.
+    fn is_listening(&self) -> bool {
+        self.is_waiting && self.arrival == Arrival::Awaited
+    }
+
+    /// Begins a turn. What can be read does not change before the next, but by reading.
+    fn look(&mut self, from: &Side<'_>) {
+        if self.arrival == Arrival::Awaited && from.plain().is_some_and(is_readable) {
+            self.arrival = Arrival::Here;
+        }
     }
 
     /// One step; how many bytes it read.
@@ -287,9 +359,47 @@ impl<'a> Flow<'a> {
         self.read(cx, from, to).map_err(|_| Broke::From)
     }
 
+    /// What a chatty side says, from one to the other in a step that knows that nothing is held. What does not go on at
+    /// once is left to the other steps.
+    fn pass_straight(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Result<(), Broke> {
+        self.arrival = Arrival::Unknown;
+        let buffer = self.buffer.insert(buffer::take_read());
+        let received = receive(from, buffer).map_err(|_| Broke::From)?;
+        (self.start, self.end) = (0, received.unwrap_or(0));
+        match received {
+            Some(count @ 1..) => self.saw(count),
+            Some(_) => self.is_eof = true,
+            None => {}
+        }
+        if self.end > 0 {
+            self.look_behind(cx, from);
+        }
+        if self.arrival == Arrival::Awaited {
+            self.is_drained = true;
+            if let Some(sent @ 1..) = transmit(to, self.waiting(), SendFlags::empty()).map_err(|_| Broke::To)? {
+                self.start = sent;
+                self.moved += 1;
+            }
+            if self.start == self.end {
+                self.is_waiting = true;
+                buffer::give_back_read(self.buffer.take());
+            }
+        }
+        Ok(())
+    }
+
+    /// Something was read.
+    fn saw(&mut self, count: usize) {
+        self.bulk.saw(count);
+        self.moved += 1;
+        self.has_arrived |= std::mem::take(&mut self.is_drained);
+        if let Some(counter) = self.counter {
+            counter.add(count as u64);
+        }
+    }
+
     fn waiting(&self) -> &[u8] {
         match &self.buffer {
-            _ if !self.ahead.is_empty() => &self.ahead,
             Some(buffer) => buffer.get(self.start..self.end).unwrap_or_default(),
             None => &[],
         }
@@ -304,12 +414,12 @@ impl<'a> Flow<'a> {
         if count == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        if self.ahead.is_empty() {
-            self.start += count;
-        } else {
-            buffer::consume(&mut self.ahead, count);
+        self.start += count;
+        if self.start == self.end && self.buffer.as_ref().is_some_and(|bytes| bytes.len() != BUFFER_BYTES) {
+            // It was there ahead, and is none to read with.
+            self.buffer = None;
         }
-        self.is_to_flush = true;
+        self.is_to_flush = to.plain().is_none();
         // Progress is what leaves: a peer that takes nothing is idle however much the other side sends.
         self.moved += 1;
         Poll::Ready(Ok(()))
@@ -319,9 +429,8 @@ impl<'a> Flow<'a> {
         if let Some(error) = self.broke.take() {
             return Poll::Ready(Err(error));
         }
-        self.is_awaited &= from.plain().is_some_and(|tcp| !is_readable(tcp));
         let polled = match (from.plain(), to.plain()) {
-            _ if self.is_awaited => Poll::Pending,
+            _ if self.arrival == Arrival::Awaited => Poll::Pending,
             (Some(tcp), Some(_)) if self.bulk.is() && self.has_pipe() => match self.fill(cx, tcp) {
                 // A socket that cannot: nothing was read.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -336,7 +445,10 @@ impl<'a> Flow<'a> {
             Poll::Ready(read) => read?,
             Poll::Pending => {
                 self.is_drained = true;
-                self.is_awaited |= from.plain().is_some() && is_registered();
+                if from.plain().is_some() && is_registered() {
+                    self.arrival = Arrival::Awaited;
+                }
+                self.is_waiting = true;
                 self.let_go();
                 return Poll::Pending;
             }
@@ -344,12 +456,7 @@ impl<'a> Flow<'a> {
         if count == 0 {
             self.is_eof = true;
         } else {
-            self.bulk.saw(count);
-            self.moved += 1;
-            self.has_arrived |= std::mem::take(&mut self.is_drained);
-            if let Some(counter) = self.counter {
-                counter.add(count as u64);
-            }
+            self.saw(count);
         }
         Poll::Ready(Ok(count))
     }
@@ -357,7 +464,9 @@ impl<'a> Flow<'a> {
     fn copy(&mut self, cx: &mut Context<'_>, from: &mut Side<'_>) -> Poll<io::Result<usize>> {
         loop {
             // Nobody holds a buffer to wait with.
-            ready!(from.poll_readable(cx))?;
+            if std::mem::replace(&mut self.arrival, Arrival::Unknown) != Arrival::Here {
+                ready!(from.poll_readable(cx))?;
+            }
             self.pipe = None;
             let buffer = self.buffer.get_or_insert_with(buffer::take_read);
             if let Some(count) = ready!(from.poll_receive(cx, buffer))? {
@@ -379,7 +488,8 @@ impl<'a> Flow<'a> {
             return;
         };
         match from.poll_read_ready(cx).map(|_| receive(from, room)) {
-            Poll::Pending => self.is_awaited = is_registered(),
+            Poll::Pending if is_registered() => self.arrival = Arrival::Awaited,
+            Poll::Pending => {}
             Poll::Ready(Ok(Some(0))) => self.is_eof = true,
             Poll::Ready(Ok(count)) => self.end += count.unwrap_or(0),
             Poll::Ready(Err(error)) => self.broke = Some(error),
@@ -388,6 +498,7 @@ impl<'a> Flow<'a> {
 
     fn fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<usize>> {
         loop {
+            self.arrival = Arrival::Unknown;
             ready!(from.poll_read_ready(cx))?;
             let Some(pipe) = &mut self.pipe else {
                 return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
@@ -439,7 +550,7 @@ impl Drop for Flow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -453,6 +564,7 @@ mod tests {
         let (mut signs, mut read) = (0, 0);
         let (mut from_side, mut to_side) = (Side::Plain(from), Side::Plain(to));
         from.readable().await.unwrap();
+        flow.look(&from_side);
         while read < bytes || !flow.waiting().is_empty() || flow.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
             let step = poll_fn(|cx| flow.advance(cx, &mut from_side, &mut to_side, false)).await;
             read += step.unwrap_or_else(|_| panic!("it broke"));
@@ -507,7 +619,7 @@ mod tests {
         let reading = tokio::spawn(async move { tokio::io::copy(&mut { client }, &mut tokio::io::sink()).await });
         let mut flow = Flow::new(Bytes::new(), None);
         // What follows is moved, not copied.
-        let bytes = 4 * buffer::BUFFER_BYTES;
+        let bytes = 4 * BUFFER_BYTES;
         backend.write_all(&vec![7; bytes]).await.unwrap();
         // All of it has arrived before any of it is read.
         let mut peeked = vec![0; bytes];

@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::has_budget_remaining;
 use tokio_rustls::TlsStream;
 
 /// A connection that bytes are read from and written to.
@@ -160,6 +161,16 @@ impl<'a> Side<'a> {
         }
     }
 
+    /// Reads what is there; 0: its end.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_readable(cx))?;
+            if let Some(count) = ready!(self.poll_receive(cx, room))? {
+                return Poll::Ready(Ok(count));
+            }
+        }
+    }
+
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_send(cx, bytes, SendFlags::empty())
     }
@@ -193,6 +204,17 @@ impl<'a> Side<'a> {
     }
 }
 
+/// Whether there may be something to read, without waiting for it: this takes no lock.
+pub(super) fn is_readable(tcp: &TcpStream) -> bool {
+    tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
+}
+
+/// Whether who was just told to wait for a socket or a timer is woken by it. Without a budget it was told to come again
+/// instead.
+pub(super) fn is_registered() -> bool {
+    has_budget_remaining()
+}
+
 fn poll_readable(plain: Option<&TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     plain.map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_read_ready(cx))
 }
@@ -207,12 +229,15 @@ pub(super) fn receive(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<u
 }
 
 /// The same for writing: a socket that does not take all is full now.
+pub(super) fn transmit(tcp: &TcpStream, bytes: &[u8], flags: SendFlags) -> io::Result<Option<usize>> {
+    as_far_as_there_is(tcp, Interest::WRITABLE, bytes.len(), || {
+        rustix::net::send(tcp, bytes, flags | SendFlags::NOSIGNAL)
+    })
+}
+
 fn poll_transmit(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8], flags: SendFlags) -> Poll<io::Result<usize>> {
     loop {
-        let sent = as_far_as_there_is(tcp, Interest::WRITABLE, bytes.len(), || {
-            rustix::net::send(tcp, bytes, flags | SendFlags::NOSIGNAL)
-        });
-        if let Some(count) = sent? {
+        if let Some(count) = transmit(tcp, bytes, flags)? {
             return Poll::Ready(Ok(count));
         }
         ready!(tcp.poll_write_ready(cx))?;
@@ -234,7 +259,7 @@ fn as_far_as_there_is(
         if (1..wanted).contains(&count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match asked {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Err(error) if moved.is_none() && error.kind() != io::ErrorKind::WouldBlock => Err(error),
         _ => Ok(moved),
     }
 }

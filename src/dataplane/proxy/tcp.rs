@@ -1,87 +1,138 @@
 //! TCP applications: one client connection, one backend connection.
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::sync::WaitForCancellationFuture;
 
 use super::dial::{self, is_ours, reset_on_close};
+use super::gone::until_gone;
 use super::proxy_protocol;
-use super::relay::{self, End, Outcome};
+use super::relay::{self, End};
 use super::stream::Stream;
 use super::tls;
 use super::tried::Tried;
-use super::worker::Worker;
-use super::{OnRemoval, Shared};
-use crate::backend::{Lease, Load};
+use super::worker::{CountClosed, Worker};
+use crate::backend::Lease;
 use crate::name::{Hostname, Port};
-use crate::pool::{Pool, PortRoutes, TcpRoutes};
+use crate::pool::{Pool, PortRoutes};
 
-/// Serves one client to its end.
-pub(super) async fn serve(
-    worker: &Worker,
+/// Serves one client to its end. `is_by_name`: which backends are meant is told by the name that it asks for.
+///
+/// No `async fn`, whose future has room for its arguments twice: what a connection carries all its life is small.
+pub(super) fn serve(
+    worker: Rc<Worker>,
     client: TcpStream,
     peer: SocketAddr,
     port: Port,
-    routes: Arc<TcpRoutes>,
+    is_by_name: bool,
     since: Instant,
-) {
-    let shared = &worker.shared;
-    let config = shared.config.load_full();
-    let mut ahead = Bytes::new();
-    let mut name = None;
-    let is_by_name = routes.is_by_name();
-    drop(routes);
-    if is_by_name {
-        match Box::pin(tls::read_name(&client, since, &config.timeouts)).await {
-            Some(found) => (ahead, name) = found,
-            None => return reset_on_close(&client),
-        }
-    }
-    // Time has passed: who was there may be gone.
-    let Some(mut pool) = newest(worker, port, name.as_ref()) else {
-        shared.counters.empty_pool.inc();
-        return reset_on_close(&client);
-    };
-    if is_full(&pool, config.limits.app_connections) {
-        reset_on_close(&client);
-        return;
-    }
-    let mut tried = Tried::default();
-    while tried.may_go_on()
-        && let Some(lease) = pool.pick(peer, tried.addresses())
-    {
-        if !tried.is_empty() {
-            shared.counters.retries.inc();
-        }
-        let connected = tokio::select! {
-            biased;
-            connected = until_gone(shared, &lease, dial::backend(shared, &lease, config.timeouts.connect)) => connected,
-            // A reset: nobody is there any more to be connected with anybody.
-            _ = client.ready(Interest::ERROR) => return,
+    counted: CountClosed,
+) -> impl Future<Output = ()> {
+    // On the heap as long as it takes.
+    let connecting = Box::pin(connect(Rc::clone(&worker), client, peer, port, is_by_name, since));
+    async move {
+        let _counted = counted;
+        let Some(Connected { mut client, mut backend, ahead, lease }) = connecting.await else {
+            return;
         };
-        match connected {
-            Some(Ok(backend)) => {
-                drop(pool);
-                return pass(shared, client.into(), peer, ahead, backend, &lease).await;
-            }
-            // Others would find no descriptor either.
-            Some(Err(error)) if is_ours(&error) => break,
-            // It failed, or is gone: there may be others, and nothing was sent.
-            Some(Err(_)) | None => {
-                tried.add(lease.backend().address, false, config.timeouts.connect, Instant::now());
+        let shared = &worker.shared;
+        let counters = &shared.counters;
+        let idle = shared.config.load().timeouts.tcp_idle;
+        let client_end = End { stream: &mut client, ahead, sent: Some(&counters.bytes_in) };
+        let backend_end = End { stream: &mut backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out) };
+        relay::run(shared, &lease, client_end, backend_end, idle).await;
+    }
+}
+
+/// A client that has its backend.
+struct Connected {
+    client: Stream,
+    backend: Stream,
+    /// What goes ahead of what the client says from now on.
+    ahead: Bytes,
+    lease: Lease,
+}
+
+/// Finds a backend; none if there is none, with all said that is to be said.
+fn connect(
+    worker: Rc<Worker>,
+    client: TcpStream,
+    peer: SocketAddr,
+    port: Port,
+    is_by_name: bool,
+    since: Instant,
+) -> impl Future<Output = Option<Connected>> {
+    let config = worker.shared.config.load_full();
+    async move {
+        let shared = &worker.shared;
+        let mut ahead = Bytes::new();
+        let mut name = None;
+        if is_by_name {
+            match Box::pin(tls::read_name(&client, since, &config.timeouts)).await {
+                Some(found) => (ahead, name) = found,
+                None => {
+                    reset_on_close(&client);
+                    return None;
+                }
             }
         }
-        pool = newest(worker, port, name.as_ref()).unwrap_or(pool);
+        // Time has passed: who was there may be gone.
+        let Some(mut pool) = newest(&worker, port, name.as_ref()) else {
+            shared.counters.empty_pool.inc();
+            reset_on_close(&client);
+            return None;
+        };
+        if is_full(&pool, config.limits.app_connections) {
+            reset_on_close(&client);
+            return None;
+        }
+        let mut tried = Tried::default();
+        while tried.may_go_on()
+            && let Some(lease) = pool.pick(peer, tried.addresses())
+        {
+            if !tried.is_empty() {
+                shared.counters.retries.inc();
+            }
+            let connected = {
+                let dialling = pin!(dial::backend(shared, &lease, config.timeouts.connect));
+                tokio::select! {
+                    biased;
+                    connected = until_gone(shared, &lease, dialling) => connected,
+                    // A reset: nobody is there any more to be connected with anybody.
+                    _ = client.ready(Interest::ERROR) => return None,
+                }
+            };
+            match connected {
+                Some(Ok(backend)) => {
+                    // What the backend is told goes ahead of what the client says.
+                    let version = lease.backend().proxy_protocol;
+                    let told = version.and_then(|version| Some((version, client.local_addr().ok()?)));
+                    let ahead = match told {
+                        Some((version, local)) => {
+                            [proxy_protocol::header(version, peer, local), ahead.into()].concat().into()
+                        }
+                        None => ahead,
+                    };
+                    return Some(Connected { client: client.into(), backend, ahead, lease });
+                }
+                // Others would find no descriptor either.
+                Some(Err(error)) if is_ours(&error) => break,
+                // It failed, or is gone: there may be others, and nothing was sent.
+                Some(Err(_)) | None => {
+                    tried.add(lease.backend().address, false, config.timeouts.connect, Instant::now());
+                }
+            }
+            pool = newest(&worker, port, name.as_ref()).unwrap_or(pool);
+        }
+        shared.counters.empty_pool.inc();
+        None
     }
-    shared.counters.empty_pool.inc();
 }
 
 /// The pool that a client with this name would go to now.
@@ -96,76 +147,4 @@ fn newest(worker: &Worker, port: Port, name: Option<&Hostname>) -> Option<Arc<Po
 /// more may slip in.
 pub(super) fn is_full(pool: &Pool, limit: Option<u32>) -> bool {
     limit.is_some_and(|limit| limit <= pool.uses_of_app())
-}
-
-async fn pass(shared: &Shared, mut client: Stream, peer: SocketAddr, ahead: Bytes, mut backend: Stream, lease: &Lease) {
-    let counters = &shared.counters;
-    // What the backend is told goes ahead of what the client says.
-    let told = lease.backend().proxy_protocol.and_then(|version| Some((version, client.tcp().local_addr().ok()?)));
-    let ahead = match told {
-        Some((version, local)) => [proxy_protocol::header(version, peer, local), ahead.into()].concat().into(),
-        None => ahead,
-    };
-    let idle = shared.config.load().timeouts.tcp_idle;
-    let client_end = End { stream: &mut client, ahead, sent: Some(&counters.bytes_in), load: None };
-    let load = Some(&*lease.backend().load);
-    let backend_end = End { stream: &mut backend, ahead: Bytes::new(), sent: Some(&counters.bytes_out), load };
-    match until_gone(shared, lease, relay::run(client_end, backend_end, idle)).await {
-        Some(Outcome::BackendBroke) => {
-            counters.broken.inc();
-            lease.failed();
-        }
-        Some(Outcome::Finished | Outcome::Idle | Outcome::ClientBroke) => {}
-        None => {
-            counters.killed.inc();
-            // What is cut must not look finished.
-            reset_on_close(client.tcp());
-            reset_on_close(backend.tcp());
-        }
-    }
-}
-
-/// Runs `work` to its end, or until its backend is gone and connections of gone backends are to be ended: none.
-/// A cancelled token stays cancelled, so there is no moment at which a removal could be missed.
-pub(super) async fn until_gone<T>(shared: &Shared, lease: &Lease, work: impl Future<Output = T>) -> Option<T> {
-    let load = &lease.backend().load;
-    let cancelled = pin!(load.gone.cancelled());
-    let mut work = pin!(work);
-    let mut gone = Some(Gone::new(load, cancelled));
-    poll_fn(|cx| {
-        if gone.as_mut().is_some_and(|gone| gone.poll(cx).is_ready()) {
-            if shared.config.load().on_removal == OnRemoval::Kill {
-                return Poll::Ready(None);
-            }
-            gone = None;
-        }
-        work.as_mut().poll(cx).map(Some)
-    })
-    .await
-}
-
-/// Hears that a backend is gone. A task that waits for other things too looks each time it is woken: only the first look
-/// takes the token's locks, which all workers share.
-pub(super) struct Gone<'a, 'l> {
-    load: &'l Load,
-    cancelled: Pin<&'a mut WaitForCancellationFuture<'l>>,
-    /// Who is woken.
-    waker: Option<Waker>,
-}
-
-impl<'a, 'l> Gone<'a, 'l> {
-    pub(super) fn new(load: &'l Load, cancelled: Pin<&'a mut WaitForCancellationFuture<'l>>) -> Self {
-        Self { load, cancelled, waker: None }
-    }
-
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.load.is_gone() {
-            return Poll::Ready(());
-        }
-        if self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            return Poll::Pending;
-        }
-        self.waker = Some(cx.waker().clone());
-        self.cancelled.as_mut().poll(cx)
-    }
 }

@@ -3,10 +3,8 @@
 use bytes::Bytes;
 
 use super::Shared;
-use super::dial::reset_on_close;
-use super::relay::{self, End, Outcome};
+use super::relay::{self, End};
 use super::stream::Stream;
-use super::tcp::until_gone;
 use super::upstream::Upstream;
 use crate::backend::Lease;
 
@@ -23,20 +21,8 @@ impl Tunnel {
         let behind = Bytes::copy_from_slice(input.filled());
         drop(input);
         let idle = shared.config.load().timeouts.tcp_idle;
-        let load = Some(&*lease.backend().load);
-        let client_end = End { stream: &mut *client, ahead, sent: None, load: None };
-        let backend_end = End { stream: &mut backend, ahead: behind, sent: None, load };
-        match until_gone(shared, &lease, relay::run(client_end, backend_end, idle)).await {
-            Some(Outcome::BackendBroke) => {
-                shared.counters.broken.inc();
-                lease.failed();
-            }
-            Some(Outcome::Finished | Outcome::Idle | Outcome::ClientBroke) => {}
-            None => {
-                shared.counters.killed.inc();
-                reset_on_close(client.tcp());
-                reset_on_close(backend.tcp());
-            }
-        }
+        let client_end = End { stream: client, ahead, sent: None };
+        let backend_end = End { stream: &mut backend, ahead: behind, sent: None };
+        relay::run(shared, &lease, client_end, backend_end, idle).await;
     }
 }

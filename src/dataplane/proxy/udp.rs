@@ -34,7 +34,8 @@ use tokio::time::Instant;
 use super::OnRemoval;
 use super::accept::FlowSlot;
 use super::dial::{is_ours, leads_back};
-use super::tcp::{Gone, is_full};
+use super::gone::Gone;
+use super::tcp::is_full;
 use super::worker::Worker;
 use crate::backend::{Lease, Standing};
 use crate::name::Port;
@@ -461,18 +462,14 @@ fn answering(worker: &Rc<Worker>, flow: &Rc<Flow>) -> AbortHandle {
 async fn answer(worker: &Worker, flow: &Flow) -> io::Result<()> {
     let load = &flow.lease.backend().load;
     let cancelled = pin!(load.gone.cancelled());
-    let mut gone = Gone::new(load, cancelled);
-    let mut is_gone = false;
+    let mut gone = Gone::new(&worker.shared, load, cancelled);
     loop {
         tokio::select! {
             biased;
-            () = poll_fn(|cx| gone.poll(cx)), if !is_gone => {
-                is_gone = true;
-                if worker.shared.config.load().on_removal == OnRemoval::Kill {
-                    worker.shared.counters.killed.inc();
-                    end(worker, flow);
-                    return Ok(());
-                }
+            () = poll_fn(|cx| gone.poll(cx)) => {
+                worker.shared.counters.killed.inc();
+                end(worker, flow);
+                return Ok(());
             }
             ready = flow.backend.ready(INTEREST) => {
                 let mut ready = ready?;

@@ -13,7 +13,7 @@ use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::http1::buffer::Input;
-use super::stream::Stream;
+use super::stream::{Stream, is_readable};
 use crate::app::Protocol;
 use crate::backend::{Backend, Load};
 
@@ -52,8 +52,11 @@ impl Idle {
     /// nothing has happened to costs no system call.
     fn is_good(&mut self, now: Instant) -> bool {
         let Upstream { stream, input } = &mut *self.upstream;
-        // A task whose turn is over is told that nothing is there, whatever is: that does not count.
         let mut is_silent = || {
+            if stream.plain().is_some_and(|tcp| !is_readable(tcp)) {
+                return true;
+            }
+            // A task whose turn is over is told that nothing is there, whatever is: that does not count.
             let reading = pin!(unconstrained(poll_fn(|cx| input.poll_fill(cx, stream))));
             reading.poll(&mut Context::from_waker(Waker::noop())).is_pending()
         };

@@ -23,12 +23,11 @@ use super::http1::buffer;
 use super::idle::Idlers;
 use super::manager::{ListenSocket, Listening, Sockets};
 use super::page::Page;
-use super::stream::Stream;
 use super::udp::{self, Udp};
 use super::upstream::Upstreams;
 use super::{Config, Shared, http1, http2, splice, tcp};
 use crate::name::Port;
-use crate::pool::{Pool, Pools, PortRoutes, TcpRoutes};
+use crate::pool::{Pool, Pools, PortRoutes};
 
 /// How often idle connections to backends are looked over.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -246,12 +245,8 @@ impl Worker {
     }
 
     /// Whose connection it is; none: who had to say it did not, or not in time.
-    async fn source(&self, port: Port, client: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
-        let config = self.config();
-        if !config.proxy_protocol.contains(&port) || !config.trusts(peer.ip()) {
-            return Some(peer);
-        }
-        match tokio::time::timeout(config.timeouts.first_byte, accept::announced(client)).await {
+    async fn source(&self, client: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+        match tokio::time::timeout(self.config().timeouts.first_byte, accept::announced(client)).await {
             Ok(Ok(source)) => Some(source.unwrap_or(peer)),
             Ok(Err(_)) | Err(_) => {
                 self.shared.counters.proxy_header_failures.inc();
@@ -262,39 +257,50 @@ impl Worker {
 
     /// A task for each client; one that panics ends alone.
     fn serve(self: &Rc<Self>, port: Port, client: TcpStream, peer: SocketAddr, slot: Slot) {
+        let counted = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
+        let since = Instant::now();
+        let config = self.config();
+        if !config.proxy_protocol.contains(&port) || !config.trusts(peer.ip()) {
+            return self.begin(port, client, peer, since, counted);
+        }
         let worker = Rc::clone(self);
-        let client_count = CountClosed { shared: Arc::clone(&self.shared), _slot: slot };
         tokio::task::spawn_local(async move {
-            let _counted = client_count;
-            let since = Instant::now();
-            let Some(peer) = worker.source(port, &client, peer).await else {
-                return reset_on_close(&client);
-            };
-            // The pools as a whole are let go at once: a connection may outlive them by hours.
-            let served = worker.with_pools(|pools| Served::of(pools.stream(port)));
-            match served {
-                Served::Tcp(routes) => Box::pin(tcp::serve(&worker, client, peer, port, routes, since)).await,
-                Served::Http => {
-                    // Boxed, so that a connection carries room for one at a time.
-                    let client = match worker.shared.tls.is_for(port, &worker.shared.config.load()) {
-                        true => Box::pin(worker.shared.tls.accept(&worker.shared, client, &[], port, since)).await,
-                        false => Some(Stream::from(client)),
-                    };
-                    if let Some(client) = client {
-                        // A handshake had its own deadline.
-                        let since = if client.is_tls() { Instant::now() } else { since };
-                        Box::pin(http1::serve(worker, client, peer, port, since)).await;
-                    }
-                }
-                Served::Not => {}
+            match worker.source(&client, peer).await {
+                Some(peer) => worker.begin(port, client, peer, since, counted),
+                None => reset_on_close(&client),
             }
         });
+    }
+
+    /// What a connection carries all its life is its last task alone: what comes before has one of its own.
+    fn begin(self: &Rc<Self>, port: Port, client: TcpStream, peer: SocketAddr, since: Instant, counted: CountClosed) {
+        let worker = Rc::clone(self);
+        // The pools as a whole are let go at once: a connection may outlive them by hours.
+        match self.with_pools(|pools| Served::of(pools.stream(port))) {
+            Served::Tcp { is_by_name } => {
+                tokio::task::spawn_local(tcp::serve(worker, client, peer, port, is_by_name, since, counted));
+            }
+            Served::Http if self.shared.tls.is_for(port, &self.shared.config.load()) => {
+                tokio::task::spawn_local(async move {
+                    if let Some(client) = worker.shared.tls.accept(&worker.shared, client, &[], port, since).await {
+                        // The handshake had its own deadline.
+                        tokio::task::spawn_local(http1::serve(worker, client, peer, port, Instant::now(), counted));
+                    }
+                });
+            }
+            Served::Http => {
+                tokio::task::spawn_local(http1::serve(worker, client.into(), peer, port, since, counted));
+            }
+            Served::Not => {}
+        }
     }
 }
 
 /// What becomes of a client of a port.
 enum Served {
-    Tcp(Arc<TcpRoutes>),
+    Tcp {
+        is_by_name: bool,
+    },
     /// Each request finds its own routes.
     Http,
     Not,
@@ -303,7 +309,7 @@ enum Served {
 impl Served {
     fn of(routes: Option<&PortRoutes>) -> Self {
         match routes {
-            Some(PortRoutes::Tcp(routes)) => Self::Tcp(Arc::clone(routes)),
+            Some(PortRoutes::Tcp(routes)) => Self::Tcp { is_by_name: routes.is_by_name() },
             // Without routes: it stands open to lead clients elsewhere, or has just lost its last one.
             Some(PortRoutes::Http(_)) | None => Self::Http,
             Some(PortRoutes::Udp(_)) => Self::Not,
@@ -312,7 +318,7 @@ impl Served {
 }
 
 /// Counts the end of a client's connection, however it ends.
-struct CountClosed {
+pub(super) struct CountClosed {
     shared: Arc<Shared>,
     _slot: Slot,
 }

@@ -53,9 +53,9 @@ pub(in crate::proxy) fn take_read() -> Vec<u8> {
     take(&READ).unwrap_or_else(|| vec![0; BUFFER_BYTES])
 }
 
-/// Gives a buffer of [`take_read`] back, if there is one.
+/// Gives a buffer of [`take_read`] back, if there is one. Others are dropped.
 pub(in crate::proxy) fn give_back_read(bytes: Option<Vec<u8>>) {
-    if let Some(bytes) = bytes {
+    if let Some(bytes) = bytes.filter(|bytes| bytes.len() == BUFFER_BYTES) {
         give_back(&READ, KEPT_MAX, bytes);
     }
 }

@@ -23,6 +23,8 @@ use super::chunked::{Output, put_chunk};
 use super::fields::{After, HSTS, Via, put_decimal, put_field, write_response};
 use super::head::{FIELDS_INLINE, HeadLimits, Length, ResponseHead, Scan, parse_request};
 use crate::name::Port;
+use crate::proxy::alarm::Alarm;
+use crate::proxy::clock::next_tick;
 use crate::proxy::dial;
 use crate::proxy::forward::{self, End, Front, Miss, Request};
 use crate::proxy::http2::{self, PREFACE};
@@ -31,7 +33,7 @@ use crate::proxy::page::Page;
 use crate::proxy::stream::Stream;
 use crate::proxy::tls;
 use crate::proxy::tunnel::Tunnel;
-use crate::proxy::worker::{Settings, Worker};
+use crate::proxy::worker::{CountClosed, Settings, Worker};
 
 /// Empty lines before a request that are passed over (RFC 9112, 2.2).
 const EMPTY_LINES_MAX: u8 = 4;
@@ -41,7 +43,14 @@ const LINGER: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Serves one client connection to its end; what it begins with has been waited for since `since`.
-pub(in crate::proxy) async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, port: Port, since: Instant) {
+pub(in crate::proxy) async fn serve(
+    worker: Rc<Worker>,
+    stream: Stream,
+    peer: SocketAddr,
+    port: Port,
+    since: Instant,
+    _counted: CountClosed,
+) {
     let mut client = Client::new(worker, stream, peer, port, since);
     let fate = loop {
         let fate = match poll_fn(|cx| client.poll_next(cx)).await {
@@ -97,7 +106,7 @@ struct Client {
     way: tls::Client,
     forwarded_for: Box<str>,
     is_trusted: bool,
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm<Box<Sleep>>,
     idler: Idler,
     /// When the next request was first waited for; but for the connection's first one, when its head had begun.
     since: Instant,
@@ -144,7 +153,7 @@ impl Client {
         Self {
             forwarded_for: address.to_string().into_boxed_str(),
             is_trusted: config.trusted_proxies.iter().any(|net| net.contains(&address)),
-            timer: Box::pin(tokio::time::sleep_until(since + config.timeouts.first_byte)),
+            alarm: Alarm::boxed(since + config.timeouts.first_byte),
             idler: Idler::new(&worker.idlers),
             since,
             is_first: true,
@@ -203,7 +212,7 @@ impl Client {
                             self.since = Instant::now();
                         }
                     }
-                    return self.poll_timer(cx, self.deadline()).map(|()| Next::Closed);
+                    return self.alarm.poll(cx, self.deadline()).map(|()| Next::Closed);
                 }
             }
         }
@@ -223,7 +232,7 @@ impl Client {
 
     /// It waits for the next request from now on.
     fn keep(&mut self) -> Fate {
-        self.since = Instant::now();
+        self.since = next_tick();
         self.is_first = false;
         Fate::Kept
     }
@@ -347,7 +356,7 @@ impl Client {
         page.write(is_head, after, &more, self.output.bytes());
         let deadline = Instant::now() + self.config.timeouts.body_progress;
         let flushed = poll_fn(|cx| match self.poll_flush(cx) {
-            Poll::Pending => self.poll_timer(cx, deadline).map(|()| false),
+            Poll::Pending => self.alarm.poll(cx, deadline).map(|()| false),
             Poll::Ready(flushed) => Poll::Ready(flushed.is_ok()),
         });
         if !flushed.await {
@@ -398,20 +407,6 @@ impl Client {
     fn count_response(&self, status: u16) {
         if let Some(class) = self.worker.shared.counters.responses.get(usize::from(status / 100)) {
             class.inc();
-        }
-    }
-
-    /// Ready at `deadline`. The timer is moved when it fires, or has to fire sooner, and not with each byte.
-    fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        if deadline < self.timer.deadline() {
-            self.timer.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
         }
     }
 }
@@ -468,7 +463,7 @@ impl Front for Client {
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let look = *self.look.get_or_insert_with(|| Instant::now() + LOOK_AGAIN);
-            ready!(self.poll_timer(cx, look));
+            ready!(self.alarm.poll(cx, look));
             self.look = None;
             if is_broken(&self.stream) {
                 return Poll::Ready(());
@@ -566,7 +561,7 @@ impl Front for Client {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        self.poll_timer(cx, deadline)
+        self.alarm.poll(cx, deadline)
     }
 }
 

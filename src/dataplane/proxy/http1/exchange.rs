@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::chunked::Output;
 use super::head::{FIELDS_INLINE, Length, ResponseHead, Scan, parse_response};
+use crate::proxy::clock::next_tick;
 use crate::proxy::forward::{Answered, Attempt, Front, Miss};
 use crate::proxy::pace::Pace;
 use crate::proxy::relay::TURN_BYTES;
@@ -363,7 +364,7 @@ impl<'x, 'a, F: Front> Exchange<'x, 'a, F> {
                 if let Some(down) = down {
                     self.down = down;
                     self.has_moved = false;
-                    self.since = Instant::now();
+                    self.since = next_tick();
                     self.attempt.lease.backend().load.succeeded(self.since.into());
                 }
                 return Poll::Ready(Ok(()));

@@ -22,6 +22,7 @@ use super::stream::{self, Exchange};
 use super::wire::Wire;
 use super::{FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::name::Port;
+use crate::proxy::alarm::Alarm;
 use crate::proxy::bell::Ear;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
@@ -174,7 +175,7 @@ async fn drive(connection: Connection<Wire, Piece>, session: &Rc<Session>) -> En
         draining_since: None,
         since: Instant::now(),
         told: None,
-        timer: Box::pin(tokio::time::sleep(session.config.timeouts.header)),
+        alarm: Alarm::boxed(Instant::now() + session.config.timeouts.header),
     };
     poll_fn(|cx| driver.poll(cx)).await
 }
@@ -187,7 +188,7 @@ struct Driver {
     since: Instant,
     /// When the client was told to go.
     told: Option<Instant>,
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm<Box<Sleep>>,
 }
 
 impl Driver {
@@ -206,7 +207,7 @@ impl Driver {
                 self.tell(reason);
                 continue;
             }
-            ready!(self.poll_timer(cx));
+            ready!(self.alarm.poll(cx, self.deadline()));
             if self.told.is_some() {
                 return Poll::Ready(End::Cut);
             }
@@ -264,21 +265,6 @@ impl Driver {
             deadline = deadline.min(since + timeouts.header);
         }
         deadline
-    }
-
-    /// Ready at the deadline. The timer is moved when it fires or has to fire sooner.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let deadline = self.deadline();
-            if deadline < self.timer.deadline() {
-                self.timer.as_mut().reset(deadline);
-            }
-            ready!(self.timer.as_mut().poll(cx));
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
-        }
     }
 }
 

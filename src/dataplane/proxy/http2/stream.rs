@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -19,6 +19,7 @@ use super::exchange::read_lines;
 use super::gate::{self, Refusal};
 use super::intake::Intake;
 use super::stock::{Held, Piece};
+use crate::proxy::alarm::Alarm;
 use crate::proxy::forward::{self, Client, End, Front, Miss, Request};
 use crate::proxy::http1::buffer::consume;
 use crate::proxy::http1::chunked::{Output, put_chunk, put_end};
@@ -104,7 +105,7 @@ pub(super) struct Exchange {
     /// What is left of a response of known length.
     left: Option<u64>,
     is_ended: bool,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Alarm<Box<Sleep>>>,
 }
 
 impl Exchange {
@@ -149,7 +150,7 @@ impl Exchange {
             held: Held::new(&open.session.stock),
             left: None,
             is_ended: false,
-            timer: None,
+            alarm: None,
             open,
         };
         Ok((exchange, request))
@@ -341,17 +342,7 @@ impl Front for Exchange {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if deadline < timer.deadline() {
-            timer.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
+        self.alarm.get_or_insert_with(|| Alarm::boxed(deadline)).poll(cx, deadline)
     }
 }
 
