@@ -558,6 +558,40 @@ fn a_connection_on_which_nothing_moves_is_ended() {
 }
 
 #[test]
+fn of_small_pieces_that_a_slow_reader_does_not_take_none_is_lost() {
+    const PIECE_BYTES: usize = 4096;
+    let bed = Bed::new();
+    let (port, listener) = (bed.port(), TcpListener::bind("127.0.0.1:0").unwrap());
+    bed.publish(&[Node::new(1, vec![tcp_app(port, listener.local_addr().unwrap())])]);
+    bed.until_bound(port);
+    let client = narrow(bed.address(port));
+    let (mut backend, _) = listener.accept().unwrap();
+    // Each is passed on before the next is sent, until one finds too little room.
+    let mut sent: Vec<u8> = Vec::new();
+    let mut send = |sent: &mut Vec<u8>| {
+        let piece: Vec<u8> = (sent.len()..).take(PIECE_BYTES).map(|at| (at / 7) as u8).collect();
+        backend.write_all(&piece).unwrap();
+        sent.extend(piece);
+    };
+    let has_passed = |count| {
+        let begin = Instant::now();
+        while bed.counters.bytes_out.get() < count as u64 {
+            if begin.elapsed() > Duration::from_millis(200) {
+                return false;
+            }
+            thread::yield_now();
+        }
+        true
+    };
+    while has_passed(sent.len()) {
+        assert!(sent.len() < 64 << 20, "somebody takes everything");
+        send(&mut sent);
+    }
+    drop(backend);
+    assert!(read_all(&client).unwrap() == sent);
+}
+
+#[test]
 fn a_slow_reader_stalls_the_sender() {
     let bed = Bed::new();
     let port = bed.port();

@@ -115,8 +115,9 @@ struct Relay<'a> {
     /// A backend is asked whether it is still there from when it has been silent for the first time: most connections are
     /// over by then, and so are all whose idle time is shorter. A client's connection has it from the socket that listens.
     is_kept: bool,
-    /// Waits for a reset that no direction would read.
-    breaks: Option<Pin<Box<dyn Future<Output = Outcome> + 'a>>>,
+    /// Waits for a reset of a client that nobody reads, which its backend works for in vain. Who reads hears of it; so it is
+    /// with backends, which are read until they have said everything.
+    client_breaks: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
 }
 
 impl<'a> Relay<'a> {
@@ -130,7 +131,7 @@ impl<'a> Relay<'a> {
             idle,
             moved_at: next_tick(),
             is_kept: idle <= KEEPALIVE.0,
-            breaks: None,
+            client_breaks: None,
         }
     }
 
@@ -154,16 +155,14 @@ impl<'a> Relay<'a> {
             _ => {}
         }
         let has_moved = self.up.moved + self.down.moved != before;
-        // One has ended, or waits for the other side. Where bytes have just passed a reset shows in them; to ask each time
-        // would take two locks for each piece.
-        let is_heard = self.up.is_listening() && self.down.is_listening();
-        let is_watched = has_moved && self.breaks.is_some();
-        if !(is_heard || is_watched) {
-            let (client, backend) = (self.client.plain(), self.backend.plain());
-            let breaks = self.breaks.get_or_insert_with(|| Box::pin(broken(client, backend)));
-            if let Poll::Ready(broke) = breaks.as_mut().poll(cx) {
-                return Poll::Ready(broke);
-            }
+        // Nobody reads the client: it has ended, or waits for the backend. Where bytes have just passed a reset shows in
+        // them; to ask each time would take a lock for each piece.
+        let is_watched = has_moved && self.client_breaks.is_some();
+        if let Some(client) = self.client.plain()
+            && !(self.up.is_listening() || is_watched)
+            && self.client_breaks.get_or_insert_with(|| Box::pin(broken(client))).as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Outcome::ClientBroke);
         }
         if has_moved {
             self.moved_at = next_tick();
@@ -197,16 +196,8 @@ async fn linger(side: &mut Side<'_>, idle: Duration) {
 
 /// Waits for an error of a plain connection. One with TLS cannot be waited for while it is read and written: its reset is
 /// found by whoever reads or writes it next.
-async fn broken(client: Option<&TcpStream>, backend: Option<&TcpStream>) -> Outcome {
-    let breaks = async |stream: Option<&TcpStream>| match stream {
-        Some(stream) => drop(stream.ready(Interest::ERROR).await),
-        None => std::future::pending().await,
-    };
-    tokio::select! {
-        biased;
-        () = breaks(client) => Outcome::ClientBroke,
-        () = breaks(backend) => Outcome::BackendBroke,
-    }
+async fn broken(stream: &TcpStream) {
+    let _ = stream.ready(Interest::ERROR).await;
 }
 
 /// Which connection of a flow broke.
