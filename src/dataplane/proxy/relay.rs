@@ -366,12 +366,13 @@ impl<'a> Flow<'a> {
             self.look_behind(cx, from);
         }
         if self.arrival == Arrival::Awaited {
-            self.is_drained = true;
             if let Some(sent @ 1..) = transmit(to, self.waiting(), SendFlags::empty()).map_err(|_| Broke::To)? {
                 self.start = sent;
                 self.moved += 1;
             }
+            // What comes while a rest waits has waited too, when it is read.
             if self.start == self.end {
+                self.is_drained = true;
                 self.is_waiting = true;
                 buffer::give_back_read(self.buffer.take());
             }
@@ -625,6 +626,40 @@ mod tests {
         assert!(step.is_pending() && flow.pipe.is_none() && flow.buffer.is_none());
         backend.write_all(b"more").await.unwrap();
         assert_eq!(signs_of_life(&mut flow, &from, &to, 4).await, 1);
+        drop((flow, to));
+        reading.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_came_while_a_piece_waited_is_no_sign_of_life() {
+        let ((mut backend, from), (to, client)) = (pair().await, pair().await);
+        let counter = Counter::default();
+        let mut flow = Flow::new(Bytes::new(), Some(&counter));
+        let (mut from_side, mut to_side) = (Side::Plain(&from), Side::Plain(&to));
+        let mut turn = |cx: &mut Context<'_>, flow: &mut Flow<'_>| {
+            assert!(flow.poll(cx, &mut from_side, &mut to_side, false).is_pending());
+            Poll::Ready(())
+        };
+        poll_fn(|cx| turn(cx, &mut flow)).await;
+        assert!(flow.is_listening());
+        // The client reads nothing for now. A piece may still find room, of what was acknowledged late.
+        while flow.waiting().is_empty() {
+            while to.try_write(&[7; BUFFER_BYTES]).is_ok() {}
+            backend.write_all(b"piece").await.unwrap();
+            from.readable().await.unwrap();
+            poll_fn(|cx| turn(cx, &mut flow)).await;
+            assert!(std::mem::take(&mut flow.has_arrived));
+        }
+        let count = counter.get();
+        backend.write_all(b"more").await.unwrap();
+        from.readable().await.unwrap();
+        let reading = tokio::spawn(async move { tokio::io::copy(&mut { client }, &mut tokio::io::sink()).await });
+        poll_fn(|cx| {
+            let done = turn(cx, &mut flow);
+            if counter.get() > count { done } else { Poll::Pending }
+        })
+        .await;
+        assert!(!flow.has_arrived);
         drop((flow, to));
         reading.await.unwrap().unwrap();
     }
