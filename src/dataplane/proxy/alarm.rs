@@ -29,7 +29,7 @@ impl<P: DerefMut<Target = Sleep>> Alarm<P> {
     }
 
     /// Whether it will wake its task, and no deadline so far has passed.
-    pub(super) fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         self.is_set && !self.timer.is_elapsed()
     }
 

@@ -170,17 +170,14 @@ impl<'a> Relay<'a> {
                 self.load.succeeded(self.moved_at.into());
             }
         }
-        if alarm.is_quiet() {
-            return Poll::Pending;
-        }
-        if !self.is_kept && alarm.poll(cx, self.moved_at + self.patience()).is_ready() {
+        while alarm.poll(cx, self.moved_at + self.patience()).is_ready() {
+            if self.is_kept {
+                return Poll::Ready(Outcome::Idle);
+            }
             self.is_kept = true;
             keep_alive(self.backend.tcp());
         }
-        match self.is_kept {
-            true => alarm.poll(cx, self.moved_at + self.idle).map(|()| Outcome::Idle),
-            false => Poll::Pending,
-        }
+        Poll::Pending
     }
 }
 
