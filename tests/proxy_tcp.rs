@@ -178,6 +178,8 @@ fn killing_ends_connections_of_a_removed_backend_within_a_second() {
     let (a, b) = (Origin::greeting("a"), Origin::greeting("b"));
     let nodes = [Node::new(1, vec![tcp_app(port, a.address)]), Node::new(2, vec![tcp_app(port, b.address)])];
     bed.publish_and_open(&nodes, port);
+    // It would be ended, and counted, like any other.
+    bed.settle();
     let clients: Vec<(char, TcpStream)> = (0..8)
         .map(|_| {
             let client = bed.connect(port);
