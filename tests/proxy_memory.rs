@@ -6,6 +6,7 @@ mod support;
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cap::Cap;
@@ -22,8 +23,11 @@ static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 /// Of a body; not a part of each task that sends it.
 static PIECE: [u8; 8192] = [b'x'; 8192];
 
-/// An origin that answers every request but for `/short` with more than anybody takes, and reads nothing of a body. It is
-/// light, since its memory counts as well.
+/// So many requests for `/crowd` are answered together, so that each has a connection of its own.
+const CROWD: usize = 30;
+
+/// An origin that answers every request but for `/short` and `/crowd` with more than anybody takes, and reads nothing of a
+/// body. It is light, since its memory counts as well.
 fn endless() -> std::net::SocketAddr {
     let (told, address) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -34,15 +38,20 @@ fn endless() -> std::net::SocketAddr {
             // All of them come at once.
             let listener = socket.listen(4096).unwrap();
             told.send(listener.local_addr().unwrap()).unwrap();
+            let all = Arc::new(tokio::sync::Barrier::new(CROWD));
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
+                let all = Arc::clone(&all);
                 tokio::spawn(async move {
                     let mut first = [0; 6];
                     let _ = stream.read_exact(&mut first).await;
                     if &first == b"POST /" {
                         std::future::pending::<()>().await;
                     }
-                    if &first == b"GET /s" {
+                    if &first == b"GET /c" {
+                        all.wait().await;
+                    }
+                    if matches!(&first, b"GET /s" | b"GET /c") {
                         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n".as_slice();
                         let _ = stream.write_all(&[head, &PIECE[..1000]].concat()).await;
                         std::future::pending::<()>().await;
@@ -77,6 +86,26 @@ fn a_connection_holds_little_and_never_much() {
     let port = bed.port();
     bed.publish_and_open(&[Node::new(1, vec![http_app("web", port, origin, &[], "/")])], port);
     bed.settle();
+
+    // Connections to backends that are kept for the next request. What the origin has of them counts too.
+    let before = HEAP.allocated();
+    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| bed.connect(port)).collect();
+    for mut client in &crowd {
+        client.write_all(b"GET /crowd HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    for mut client in &crowd {
+        let (mut answer, mut piece) = (Vec::new(), [0; 2000]);
+        while !answer.ends_with(&PIECE[..1000]) {
+            let count = client.read(&mut piece).unwrap();
+            assert!(count > 0, "it ends");
+            answer.extend(&piece[..count]);
+        }
+    }
+    drop(crowd);
+    until_gone(&bed);
+    let each = HEAP.allocated().saturating_sub(before) / CROWD;
+    println!("idle, to backends: {each} bytes each");
+    assert!(each < 10 * 1024, "{each} bytes for an idle connection to a backend");
 
     const IDLE: usize = 400;
     let window = (1 << 31) - 1;

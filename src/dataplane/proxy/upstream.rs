@@ -73,10 +73,12 @@ impl Upstreams {
     }
 
     /// Keeps a connection whose response has been read to its end, and on which something moved at `since`.
-    pub(super) fn keep(&self, backend: &Backend, upstream: Box<Upstream>, since: Instant) {
+    pub(super) fn keep(&self, backend: &Backend, mut upstream: Box<Upstream>, since: Instant) {
         if !takes_work(&backend.load) {
             return;
         }
+        // An idle connection holds none, and the next one finds it warm.
+        upstream.input.release();
         let mut all = self.idle.borrow_mut();
         let idle = all.entry((backend.address, backend.protocol)).or_default();
         if idle.len() >= IDLE_MAX {
