@@ -4,6 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+/// So many places stay when nobody is left: who listens alone, request after request, allocates nothing.
+const PLACES_KEPT: usize = 64;
+
 /// Rings for everybody who listens. Lives on one thread.
 #[derive(Default)]
 pub(super) struct Bell {
@@ -66,7 +69,7 @@ impl Drop for Ear {
         let mut places = self.bell.places.borrow_mut();
         let waker = places.wakers.get_mut(place).and_then(Option::take);
         places.free.push(place);
-        if places.free.len() == places.wakers.len() {
+        if places.free.len() == places.wakers.len() && places.wakers.len() > PLACES_KEPT {
             // What a crowd took is given back.
             *places = Places::default();
         }
@@ -109,6 +112,10 @@ mod tests {
         bell.ring();
         assert_eq!(bell.places.borrow().wakers.len(), 3);
         drop((first, late));
+        assert_eq!(bell.places.borrow().wakers.len(), 3, "a few places stay");
+        let mut crowd: Vec<Ear> = (0..=PLACES_KEPT).map(|_| Ear::new(&bell)).collect();
+        crowd.iter_mut().for_each(|ear| ear.listen(&Context::from_waker(Waker::noop())));
+        drop(crowd);
         bell.ring();
         assert_eq!(counts.map(|count| count.0.load(Ordering::SeqCst)), [2, 1, 2]);
         let places = bell.places.borrow();
