@@ -12,7 +12,7 @@ use std::time::Duration;
 use cap::Cap;
 use socket2::SockRef;
 use support::frames::*;
-use support::{Bed, Node, SOON, fill, http_app, until};
+use support::{Bed, Node, SOON, fill, http_app, read_all, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Counts what is allocated and not freed. The process's own size says less: what a crowd left behind in the heap is there
@@ -91,15 +91,10 @@ fn a_connection_holds_little_and_never_much() {
     let before = HEAP.allocated();
     let crowd: Vec<TcpStream> = (0..CROWD).map(|_| bed.connect(port)).collect();
     for mut client in &crowd {
-        client.write_all(b"GET /crowd HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        client.write_all(b"GET /crowd HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     }
-    for mut client in &crowd {
-        let (mut answer, mut piece) = (Vec::new(), [0; 2000]);
-        while !answer.ends_with(&PIECE[..1000]) {
-            let count = client.read(&mut piece).unwrap();
-            assert!(count > 0, "it ends");
-            answer.extend(&piece[..count]);
-        }
+    for client in &crowd {
+        assert!(read_all(client).unwrap().ends_with(&PIECE[..1000]));
     }
     drop(crowd);
     until_gone(&bed);

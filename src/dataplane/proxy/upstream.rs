@@ -77,7 +77,7 @@ impl Upstreams {
         if !takes_work(&backend.load) {
             return;
         }
-        // An idle connection holds none, and the next one finds it warm.
+        // An idle connection holds no buffer, and the next one that reads finds this one warm.
         upstream.input.release();
         let mut all = self.idle.borrow_mut();
         let idle = all.entry((backend.address, backend.protocol)).or_default();
