@@ -105,8 +105,7 @@ const TRIED: &[(&str, &str)] = &[
         "tcp",
         "nine tenths of it is the kernel's, and of the rest a third was waiting for memory. Kept: one small task a \
          connection whose state lies close together, a piece passed on in one step, the kernel's tick for a clock, no lock \
-         for a direction that waits, a timer asked only when it has fired. Without a gain: a connect that does not ask for \
-         the socket's error.",
+         for a direction that waits, a timer asked only when it has fired.",
     ),
     (
         "connect",
